@@ -1,0 +1,213 @@
+"""How to reach an origin: attempts as data, and what a failed one means. Opens no socket, waits for nothing.
+
+State of a plan: the destinations that may still answer, and the last failure. Failures of sources are
+kept by Sources, which outlive the plan.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum, auto
+from typing import NamedTuple
+
+from .address import Destination, Origin, PortSpace, is_loopback
+from .budget import Budget
+from .errors import NoUsableSource
+from .events import SourceSetAside
+from .gated import Bound
+from .kernel import facts
+from .ledger.account import Want
+from .ledger.local import Ledger
+from .source import SET_ASIDE, Sources
+
+ATTEMPT_DELAY = 0.25  # seconds; Connection Attempt Delay of RFC 8305, section 5
+ROUTES_FRESH = 10.0  # seconds for which the kernel's choice of a source is remembered
+_turn = itertools.count()
+
+
+class Meaning(Enum):
+    """What a failed attempt says."""
+
+    ANOTHER = auto()  # this destination or source will not do; another may
+    PORTS = auto()  # the kernel has no port left in this space: back-pressure, not a failure
+    FATAL = auto()  # no attempt can succeed
+
+
+class To(NamedTuple):
+    """Where a face connects to, with what it was configured with.
+
+    *client* stands for the face that has a *budget* of its own.
+    """
+
+    origin: Origin
+    ledger: Ledger
+    sources: Sources
+    budget: Budget | None = None
+    client: object = None
+    port: int = 0  # the source port, where the user insists on one
+
+
+class Routes:
+    """Remember which local addresses reach a destination, for the sources "system" and "auto"."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[float, list[str]]] = {}
+
+    def local(self, sources: Sources, destination: Destination, now: float) -> Sequence[str]:
+        """Return the addresses to choose from, where *sources* are given as a word.
+
+        Raises OSError where the kernel has no route.
+        """
+        if sources.word is None:
+            return ()
+        key = (sources.word, destination.address)
+        if (known := self._known.get(key)) and known[0] > now:
+            return known[1]
+        if len(self._known) > 10_000:
+            self._known.clear()
+        found = [facts.route_source(destination)]
+        if sources.word == "auto":
+            found = _auto(destination) or found
+        self._known[key] = now + ROUTES_FRESH, found
+        return found
+
+    def forget(self) -> None:
+        """Ask again: an address is gone."""
+        self._known.clear()
+
+
+routes = Routes()
+
+
+class DialPlan:
+    """Order the ports that would do for one connection, and learn from what fails."""
+
+    def __init__(self, to: To, destinations: Iterable[Destination], now: float) -> None:
+        self.to = to
+        self.error: Exception | None = None
+        self._chances: set[PortSpace] = set()  # spaces whose system-chosen source failed once
+        self._left = self._spread(list(dict.fromkeys(destinations)), now)
+
+    def wants(self, now: float, flying: Iterable[Destination] = ()) -> list[Want]:
+        """Return what would do, the best first, without the destinations that are being tried already.
+
+        Empty when nothing is left to try; ``error`` then says why.
+        """
+        to = self.to
+        wants: list[Want] = []
+        for destination in list(self._left):
+            if destination in flying:
+                continue
+            try:
+                local = routes.local(to.sources, destination, now)
+            except OSError as error:
+                self._drop(destination, error)
+                continue
+            candidates = to.sources.candidates(destination, to.origin, self._held(destination), now, local)
+            if not candidates:
+                reasons = to.sources.reasons(destination, now, local)
+                self._drop(destination, NoUsableSource(str(destination), reasons))
+            for source in candidates:
+                space = PortSpace(source, destination)
+                wants.append(to.ledger.want(space, now, to.origin.host, to.budget, to.client))
+        return wants
+
+    def more(self, flying: int) -> bool:
+        """Say whether there are destinations besides the ones that are being tried."""
+        return len(self._left) > flying
+
+    @property
+    def bound(self) -> Bound:
+        return Bound(self._chosen, self.to.port, self.to.sources.foreign)
+
+    def failed(self, space: PortSpace, call: str, error: OSError, now: float) -> Meaning:
+        """Learn from a failed attempt; the same errno means different things from different calls."""
+        number = error.errno
+        if call == "connect" and number == errno.EADDRNOTAVAIL and not self.to.port:
+            return Meaning.PORTS
+        self.error = error
+        if number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) or self.to.port:
+            if self.to.port and call == "connect" and number != errno.EADDRNOTAVAIL:
+                self._drop(space.destination, error)
+                return Meaning.ANOTHER
+            return Meaning.FATAL
+        if call == "bind":
+            self._source_failed(space, None, _bind_reason(error), now)
+        elif call == "connect" and number in (errno.ENETUNREACH, errno.EINVAL) and self._chosen:
+            # ENETUNREACH: no route from there (or at all); EINVAL: a loopback address to another host.
+            self._source_failed(space, space.destination, "it has no route there", now)
+        else:
+            self._drop(space.destination, error)
+        return Meaning.ANOTHER
+
+    @property
+    def _chosen(self) -> bool:
+        return self.to.sources.word != "system"
+
+    def _source_failed(self, space: PortSpace, destination: Destination | None, reason: str, now: float) -> None:
+        sources = self.to.sources
+        if sources.word is not None:
+            routes.forget()
+        if sources.word == "system":
+            # The kernel chose an address that is gone by now; it will not choose it again.
+            if space in self._chances:
+                self._drop(space.destination, self.error or OSError(reason))
+            self._chances.add(space)
+            return
+        if sources.set_aside(space.source, destination, reason, now):
+            where = str(destination) if destination else None
+            self.to.ledger.emit(SourceSetAside(space.source, where, reason, SET_ASIDE))
+
+    def _drop(self, destination: Destination, error: Exception) -> None:
+        if destination in self._left:
+            self._left.remove(destination)
+        if not isinstance(self.error, OSError) or isinstance(error, OSError):
+            self.error = error
+
+    def _spread(self, destinations: list[Destination], now: float) -> list[Destination]:
+        """Order the destinations: families in turn (RFC 8305, section 4), the least used first in each."""
+        if len(destinations) < 2:
+            return destinations
+        first = destinations[0].family
+        turn = next(_turn)
+        families = []
+        for same in (True, False):
+            group = [destination for destination in destinations if (destination.family == first) == same]
+            if group:
+                group = group[turn % len(group) :] + group[: turn % len(group)]
+                families.append(sorted(group, key=lambda destination: self._load(destination, now)))
+        ordered = itertools.chain.from_iterable(itertools.zip_longest(*families))
+        return [destination for destination in ordered if destination is not None]
+
+    def _load(self, destination: Destination, now: float) -> int:
+        try:
+            local = routes.local(self.to.sources, destination, now)
+        except OSError:
+            return 0
+        held = self._held(destination)
+        return sum(map(held, self.to.sources.addresses or local))
+
+    def _held(self, destination: Destination) -> Callable[[str], int]:
+        held = self.to.ledger.held
+        return lambda source: held(PortSpace(source, destination))
+
+
+def _auto(destination: Destination) -> list[str]:
+    """Return the host's own addresses of the destination's scope that have a route to it."""
+    scope = "host" if destination.loopback else "link" if "%" in destination.address else "global"
+    return [
+        local.address
+        for local in facts.local_addresses()
+        if (is_loopback(local.address) if scope == "host" else local.scope == scope)
+        and facts.reaches(local.address, destination)
+    ]
+
+
+def _bind_reason(error: OSError) -> str:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "it is no address of this host"
+    if error.errno == errno.EADDRINUSE:
+        return "other programs hold its ports for all destinations at once, by bind() without IP_BIND_ADDRESS_NO_PORT"
+    return error.strerror or str(error)

@@ -1,0 +1,222 @@
+"""Sockets that own a lease: opened in one place, and giving their port back when really closed.
+
+A socket is closed by whoever has it (http.client when the last reader is done, ssl, the garbage
+collector), and none of them could pass the time: this is why a clock is read here, below floor 5.
+Which close is chosen decides whether the port is free now or in 60 s.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import socket
+import ssl
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import NamedTuple
+
+from .address import Flow, family_of, from_sockaddr, sockaddr
+from .events import CloseReason, ConnectionClosed
+from .kernel import facts, options
+from .kernel.diag import State
+from .ledger.account import Lease
+
+DEPTH = 4  # wrappers around a socket: a proxy and a destination, each with TLS
+# Idle and clean connections whose port costs nothing to free: no data can still be under way.
+_SPARED = {CloseReason.GAVE_WAY, CloseReason.POOL_CLOSED}
+
+
+class GatedSocket(socket.socket):
+    """A TCP socket with a lease; made by open_socket()."""
+
+    lease: Lease | None = None
+    reason = CloseReason.DONE
+    passing = False  # the descriptor is about to move to a socket of ours
+
+    def hold(self, lease: Lease) -> None:
+        """Own *lease* from now on."""
+        self.lease = lease
+        lease.socket = weakref.ref(self)
+
+    def detach(self) -> int:
+        """Hand out the descriptor. The port counts until the kernel says that it is free."""
+        descriptor = super().detach()
+        if self.lease is not None and not self.passing:
+            lease, self.lease = self.lease, None
+            lease.ledger.orphan(lease, watch=True)
+        return descriptor
+
+    def _real_close(self) -> None:
+        _close(self, super()._real_close)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        _drop(self)
+
+
+class GatedSSLSocket(ssl.SSLSocket):
+    """The TLS socket over a GatedSocket; made by pass_on()."""
+
+    lease: Lease | None = None
+    reason = CloseReason.DONE
+
+    def _real_close(self) -> None:
+        _close(self, super()._real_close)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        _drop(self)
+
+
+Gated = GatedSocket | GatedSSLSocket
+SocketOption = tuple[int, int, int | bytes]
+
+
+class CallFailed(Exception):
+    """A system call of an attempt failed. Which one it was tells the errors apart (facts, section 10)."""
+
+    def __init__(self, call: str, error: OSError) -> None:
+        self.call = call
+        self.error = error
+        super().__init__(call, error)
+
+
+def open_socket(lease: Lease, bound: Bound, wanted: Sequence[SocketOption], now: float) -> GatedSocket:
+    """Create, prepare and bind a non-blocking socket for the space of *lease*, which it owns from then on.
+
+    Raises CallFailed; the lease is then still the caller's.
+    """
+    source = lease.space.source
+    features = facts.features()
+    try:
+        call = "socket"
+        sock = GatedSocket(family_of(source), socket.SOCK_STREAM)
+    except OSError as error:
+        raise CallFailed(call, error) from error
+    try:
+        call = "setsockopt"
+        for option in wanted:
+            sock.setsockopt(*option)
+        if features.local_port_range and not bound.port:
+            # Even the whole range is worth naming: without it connect() is 50 times slower past half
+            # full, because the kernel looks at all even ports first (fact 8b).
+            ports = facts.port_range(now)
+            options.limit_ports(sock, ports.low, ports.high)
+        if bound.foreign:
+            options.allow_foreign_source(sock)
+        call = "bind"
+        if features.no_port and not bound.port:
+            options.defer_port(sock)  # else bind takes the port for all destinations at once (fact 2a)
+            sock.bind(sockaddr(source, 0))
+        elif bound.chosen:
+            sock.bind(sockaddr(source, bound.port))
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise CallFailed(call, error) from error
+    except BaseException:
+        sock.close()
+        raise
+    sock.hold(lease)
+    return sock
+
+
+class Bound(NamedTuple):
+    """How the source is bound: *chosen* by the user, not by the kernel; to a *port*; *foreign* to the host."""
+
+    chosen: bool = False
+    port: int = 0
+    foreign: bool = False
+
+
+def pass_on(sock: GatedSocket, heir: object) -> None:
+    """Move the lease of *sock*, whose descriptor has gone to *heir*, perhaps under wrappers.
+
+    An heir of a class of the user's own is left as it is: its port counts until the kernel lets go of it.
+    """
+    lease = sock.lease
+    if lease is None or sock.fileno() >= 0:
+        return
+    sock.lease = None
+    for _ in range(DEPTH):
+        if isinstance(heir, GatedSocket):
+            heir.hold(lease)
+            return
+        if type(heir) is ssl.SSLSocket:
+            # SSLContext makes its sockets itself. Its sslsocket_class is the user's to set, and read too
+            # late for contexts that urllib3 makes; the class of the finished object can be changed.
+            heir.__class__ = GatedSSLSocket
+            heir.lease = lease  # type: ignore[attr-defined]
+            lease.socket = weakref.ref(heir)
+            return
+        heir = getattr(heir, "socket", None)
+    lease.ledger.orphan(lease, watch=True)
+
+
+def gated(sock: object) -> Gated | None:
+    """Find the socket with the lease under wrappers such as urllib3's TLS within TLS."""
+    for _ in range(DEPTH):
+        if isinstance(sock, (GatedSocket, GatedSSLSocket)):
+            return sock
+        sock = getattr(sock, "socket", None)
+    return None
+
+
+def let_go(sock: Gated) -> None:
+    """Close the descriptor in a forked child; the connection goes on in the parent."""
+    sock.lease = None
+    descriptor = _socket.socket.detach(sock)
+    if descriptor >= 0:
+        os.close(descriptor)
+
+
+def _close(sock: Gated, close: Callable[[], None]) -> None:
+    lease, sock.lease = sock.lease, None
+    if lease is None or lease.state >= Lease.RELEASED:
+        close()
+        return
+    stood = lease.state == Lease.OPEN
+    state = _state_before(sock, lease)
+    try:
+        close()
+    finally:
+        # Certain: closed in SYN_SENT, the port is free (fact 6j). With TIME_WAIT to come and ports plenty,
+        # the kernel is asked when it matters.
+        time_wait = lease.flow is not None
+        plenty = state == State.ESTABLISHED and not lease.pressed and sock.reason not in _SPARED
+        lease.ledger.release(lease, monotonic(), time_wait=time_wait, ask=not plenty)
+        if stood and lease.flow is not None:
+            reason = CloseReason.PEER_CLOSED if state == State.CLOSE_WAIT else sock.reason
+            lease.ledger.emit(ConnectionClosed(lease.flow, reason, time_wait and state != State.CLOSE_WAIT))
+
+
+def _drop(sock: Gated) -> None:
+    """Close what was left to the garbage collector; no lock may be taken here."""
+    number = _socket.socket.fileno(sock)
+    text = repr(sock) if number >= 0 else ""
+    lease = getattr(sock, "lease", None)
+    if lease is None or lease.state >= Lease.RELEASED:
+        _socket.socket.close(sock)
+    else:
+        sock.lease = None
+        _state_before(sock, lease)
+        _socket.socket.close(sock)
+        lease.ledger.orphan(lease, time_wait=lease.flow is not None)
+    if number >= 0:
+        warnings.warn(f"unclosed {text}", ResourceWarning, source=sock, stacklevel=2)
+
+
+def _state_before(sock: Gated, lease: Lease) -> int | None:
+    """Find the state of the connection, and prepare the close that suits it."""
+    try:
+        state = options.tcp_state(sock)
+        if lease.flow is None and state != State.SYN_SENT:
+            # It stood, or stood already, although nobody had noted that: its port may stay.
+            address, port = from_sockaddr(sock.getsockname())
+            lease.flow = Flow(address, port, lease.space.destination) if port else None
+        spare = lease.pressed or sock.reason in _SPARED
+        if spare and state == State.ESTABLISHED and facts.features().linger2:
+            options.skip_time_wait(sock)
+    except OSError:
+        return None  # closed underneath us: the ledger asks the kernel
+    return state

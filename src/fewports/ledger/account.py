@@ -1,0 +1,293 @@
+"""What a ledger counts with: accounts, leases, ports that outlive their connection, places in line.
+
+Nothing here takes a lock. Account, Lease and Closing change under the lock of their ledger alone; a
+Waiter's outcome is decided by one atomic dict operation, so that pools and ledgers can race for it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import ceil, inf
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from weakref import ReferenceType
+
+from ..address import Flow, PortSpace
+from ..budget import Budget, Limit
+from ..events import Level
+from ..usage import Usage
+
+if TYPE_CHECKING:
+    from .local import Ledger
+
+LEFT = object()  # the outcome of a waiter that went away
+_tickets = itertools.count(1)
+
+
+class Holder(Protocol):
+    """Who keeps connections open and can be asked to give one up: a pool."""
+
+    def surrender(self, account: Account) -> Closable | None:
+        """Take out an idle connection that is charged to *account*, if there is one."""
+        ...
+
+
+class Closable(Protocol):
+    """A connection that a holder gave up."""
+
+    def give_way(self) -> None:
+        """Close it, in the way that frees its port at once."""
+        ...
+
+
+class Account:
+    """One limit and what is charged to it.
+
+    ``held`` is what the limit bounds: ports being dialled, open, or in TIME_WAIT. Which of the open
+    ones are idle is a mark on each lease, counted when somebody asks.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "backoff",
+        "blocked_until",
+        "budget",
+        "closings",
+        "dialing",
+        "falls",
+        "held",
+        "holders",
+        "leases",
+        "level",
+        "limit",
+        "line",
+        "name",
+        "questions",
+        "rises",
+        "rule",
+        "scope",
+        "time_wait",
+        "waiting",
+    )
+
+    def __init__(self, name: str, scope: str, rule: Limit, budget: Budget, capacity: int) -> None:
+        self.name = name
+        self.scope = scope
+        self.rule = rule
+        self.budget = budget  # says whether to wait when this account is full
+        self.dialing = 0
+        self.time_wait = 0
+        self.held = 0
+        self.leases: set[Lease] = set()
+        self.holders: dict[Holder, int] = {}
+        self.closings: deque[Closing] = deque()  # those done are dropped when they reach the left end
+        self.questions: deque[Closing] = deque()  # of those, the ones that the kernel is to be asked about
+        self.line: list[tuple[int, Waiter]] = []  # a heap by ticket; who has left is dropped at the top
+        self.waiting = 0
+        self.blocked_until = 0.0  # the kernel had no port for this space: not tried before then
+        self.backoff = 0.0
+        self.level = Level.NORMAL
+        self.resize(capacity)
+
+    def resize(self, capacity: int) -> None:
+        """Set the limit for a range of *capacity* ports, and with it the bounds of the levels."""
+        self.limit = self.rule.of(capacity)
+        self.mark_level()
+
+    def mark_level(self) -> Level:
+        """Find the level of what is held now, and when it changes next; return the one before."""
+        before = self.level
+        warning, critical = (ceil(self.limit * level.value) for level in (Level.WARNING, Level.CRITICAL))
+        if self.held >= critical:
+            self.level, self.falls, self.rises = Level.CRITICAL, critical - 1, self.limit + 1
+        elif self.held >= warning:
+            self.level, self.falls, self.rises = Level.WARNING, warning - 1, critical
+        else:
+            self.level, self.falls, self.rises = Level.NORMAL, -1, warning
+        return before
+
+    def full(self, now: float) -> bool:
+        """Say whether a newcomer is refused: there is no port, or the kernel had none just now."""
+        if self.held >= self.limit:
+            return True
+        return self.blocked_until > 0 and (self.blocked_until > now or self.waiting > 0)
+
+    @property
+    def pressed(self) -> bool:
+        """Say whether ports are short: above the warning level, or somebody waits."""
+        return self.level is not Level.NORMAL or self.waiting > 0 or self.blocked_until > 0
+
+    def first(self) -> Waiter | None:
+        """Return who is first in line, after dropping those who have left."""
+        while self.line:
+            waiter = self.line[0][1]
+            if not waiter.decided:
+                return waiter
+            heapq.heappop(self.line)
+        return None
+
+    def tidy(self) -> None:
+        """Drop what is over: ports freed before their turn, callers who left from the middle."""
+        while self.closings and self.closings[0].done:
+            self.closings.popleft()
+        while self.questions and self.questions[0].done:
+            self.questions.popleft()
+        if len(self.line) > 2 * self.waiting + 16:
+            self.line = [entry for entry in self.line if not entry[1].decided]
+            heapq.heapify(self.line)
+
+    def usage(self) -> Usage:
+        open_ = self.held - self.dialing - self.time_wait
+        idle = sum(lease.idle for lease in self.leases) if self.scope != "pace" else 0
+        idle = min(idle, open_)  # a mark may change while we count
+        return Usage(self.name, self.scope, self.limit, self.dialing, open_ - idle, idle, self.time_wait, self.waiting)
+
+    def next_due(self, now: float) -> float | None:
+        """Return the seconds until the next port leaves TIME_WAIT, if one is in it."""
+        for closing in self.closings:
+            if not closing.done:
+                return max(0.0, closing.due - now)
+        return None
+
+    def __repr__(self) -> str:
+        return f"<Account {self.name} ({self.scope}) {self.held} of {self.limit} held, {self.waiting} waiting>"
+
+
+class Lease:
+    """The right to hold one port of a space. One owner, released once.
+
+    ``idle`` is the owner's mark and may be set without a lock; the rest belongs to the ledger.
+    """
+
+    __slots__ = ("flow", "holder", "idle", "ledger", "reserved", "socket", "state", "want")
+
+    DIALING, OPEN, RELEASED, FORKED = range(4)
+
+    def __init__(self, ledger: Ledger, want: Want, holder: Holder | None, now: float) -> None:
+        self.ledger = ledger
+        self.want = want
+        self.holder = holder
+        self.reserved = now
+        self.state = Lease.DIALING
+        self.idle = False
+        self.flow: Flow | None = None
+        self.socket: ReferenceType[object] | None = None
+
+    @property
+    def space(self) -> PortSpace:
+        return self.want.space
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        return self.want.accounts
+
+    @property
+    def pressed(self) -> bool:
+        """Say whether the port had better be free at once when its connection is closed."""
+        return any(account.pressed for account in self.accounts)
+
+    @property
+    def wanted(self) -> bool:
+        """Say whether somebody waits for a port that this one would make room for. Takes no lock."""
+        return any(account.waiting for account in self.accounts)
+
+    def __repr__(self) -> str:
+        state = ("dialing", "open", "released", "left behind by fork")[self.state]
+        return f"<Lease {self.flow or self.space} {state}>"
+
+
+class Closing:
+    """A port that outlives its connection, until the kernel lets go of it.
+
+    ``watched`` are those whose socket has an owner that we do not know: they still count as open.
+    """
+
+    __slots__ = ("ask_at", "done", "due", "final", "flow", "overtime", "pause", "want", "watched")
+
+    def __init__(self, flow: Flow, want: Want, due: float, ask_at: float) -> None:
+        self.flow = flow
+        self.want = want
+        self.due = due
+        self.ask_at = ask_at  # inf: the kernel has named the time, or cannot be asked
+        self.pause = 0.001  # seconds between two questions; doubled each time
+        self.overtime = 0.0  # seconds past its time for which the kernel was seen to keep it
+        self.final = False
+        self.watched = False
+        self.done = False
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        return self.want.accounts
+
+    def __lt__(self, other: Closing) -> bool:
+        return self.due < other.due
+
+    def learn(self, due: float, now: float, final: bool) -> None:
+        """Take what the kernel said: free at *due*; unless that is final, ask again after a pause."""
+        self.due = due
+        self.final = final
+        self.ask_at = inf if final else now + self.pause
+        self.pause = min(1.0, self.pause * 2)
+
+
+class Want(NamedTuple):
+    """One port that would do: its space and all that it is charged to.
+
+    The last three are what the accounts were chosen by: the host name, and the client with a budget of
+    its own.
+    """
+
+    space: PortSpace
+    accounts: tuple[Account, ...]
+    pace: Account | None
+    host: str
+    client: object
+    budget: Budget | None
+
+
+class Waiter:
+    """A caller in line. The first outcome wins: a lease, a connection, or having left.
+
+    *wake* is called from any thread once there is an outcome.
+    """
+
+    __slots__ = ("_box", "holder", "joined", "lines", "ticket", "wake", "wants")
+
+    def __init__(self, wake: Callable[[], object], holder: Holder | None = None) -> None:
+        self.wake = wake
+        self.holder = holder
+        self.ticket = next(_tickets)  # in the order of their coming, over all pools and ledgers
+        self.joined: float | None = None
+        self.wants: Sequence[Want] = ()
+        self.lines: set[Account] = set()
+        self._box: dict[str, object] = {}
+
+    @property
+    def decided(self) -> bool:
+        return bool(self._box)
+
+    def deliver(self, outcome: object) -> bool:
+        """Offer an outcome; False if there is another already. The caller then keeps what it offered."""
+        # dict.setdefault is one atomic step for str keys: of two deliveries, one wins.
+        return self._box.setdefault("outcome", outcome) is outcome
+
+    def leave(self) -> object | None:
+        """Accept no more; return what was delivered before, which must be used or given back."""
+        outcome = self._box.setdefault("outcome", LEFT)
+        return None if outcome is LEFT else outcome
+
+    @property
+    def outcome(self) -> object | None:
+        return self._box.get("outcome")
+
+    def again(self) -> Waiter:
+        """Return one with the same place in line, for when what was delivered was of no use."""
+        other = Waiter(self.wake, self.holder)
+        other.ticket = self.ticket
+        other.joined = self.joined
+        return other
+
+    def __lt__(self, other: Waiter) -> bool:
+        return self.ticket < other.ticket

@@ -1,0 +1,168 @@
+"""Ports that outlive their connection, and what the kernel says of them.
+
+Called by a ledger under its lock, except for ask(), which puts questions to the kernel. State: a heap
+by the time at which a port should be free (entries that no longer agree with their closing are
+skipped), and the closings by flow.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
+from typing import NamedTuple
+
+from ..address import Flow
+from ..kernel import diag, facts
+from .account import Account, Closing, Want
+
+TIME_WAIT = 60.0  # seconds; TCP_TIMEWAIT_LEN, include/net/tcp.h
+OVERTIME = 2.0  # seconds for which the kernel's coarse timers may keep a port past its time (measured: 0.2)
+QUESTIONS = 64  # put to the kernel at most before an answer; 5 us each, so a refusal stays under 1 ms
+
+
+class Referee(NamedTuple):
+    """What a ledger asks of the system: the size of the range, the hold of a closed flow, its state."""
+
+    capacity: Callable[[float], int]
+    hold: Callable[[str, str, float], float]
+    ask: Callable[[Flow], diag.Row | None] | None
+
+
+def kernel_referee() -> Referee:
+    """Ask the system that we run on."""
+    ask = diag.look_up if diag.available() else None
+    return Referee(lambda now: facts.port_range(now).size, facts.time_wait_hold, ask)
+
+
+class Closings:
+    """Keep the ports of closed connections until the kernel lets go of them."""
+
+    def __init__(self, referee: Referee) -> None:
+        self._referee = referee
+        self._heap: list[tuple[float, Closing]] = []
+        self._by_flow: dict[Flow, Closing] = {}
+        self.watched: set[Closing] = set()  # sockets in unknown hands; the kernel says when they are gone
+
+    def make(self, flow: Flow, want: Want, now: float) -> Closing:
+        """Describe the port of a connection that we closed just now."""
+        hold = self._referee.hold(flow.source, flow.destination.address, now)
+        return Closing(flow, want, now + hold, now if self._referee.ask else inf)
+
+    def of(self, flow: Flow) -> Closing | None:
+        return self._by_flow.get(flow)
+
+    def add(self, closing: Closing) -> None:
+        """Go on counting a port whose connection is closed."""
+        self._by_flow[closing.flow] = closing
+        self.charge(closing)
+        heapq.heappush(self._heap, (closing.due, closing))
+
+    def watch(self, closing: Closing) -> None:
+        """Go on counting a connection that has an owner whom we do not know."""
+        closing.watched = True
+        self.watched.add(closing)
+        self._by_flow[closing.flow] = closing
+        self.charge(closing)
+
+    def charge(self, closing: Closing) -> None:
+        """Enter *closing* with each of its accounts, whose held ports include it already."""
+        for account in closing.accounts:
+            if not closing.watched:
+                account.time_wait += 1
+                account.closings.append(closing)
+            if closing.ask_at != inf:
+                account.questions.append(closing)
+            account.tidy()
+
+    def end(self, closing: Closing) -> None:
+        """Note that the kernel let go of it."""
+        closing.done = True
+        if self._by_flow.get(closing.flow) is closing:
+            del self._by_flow[closing.flow]
+        self.watched.discard(closing)
+        if not closing.watched:
+            for account in closing.accounts:
+                account.time_wait -= 1
+
+    def over(self, now: float) -> Iterator[Closing]:
+        """Give those whose time is up.
+
+        Where ports are short, the kernel's word counts and not the clock's.
+        """
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            due, closing = heapq.heappop(heap)
+            if closing.done or due != closing.due:
+                continue
+            pressed = any(account.pressed for account in closing.accounts)
+            if not (self._referee.ask and pressed and closing.overtime + now - due < OVERTIME):
+                yield closing
+                continue
+            closing.overtime += 0.1
+            closing.due = now + 0.1
+            heapq.heappush(heap, (closing.due, closing))
+            if closing.ask_at == inf:
+                closing.ask_at = now
+                for account in closing.accounts:
+                    account.questions.appendleft(closing)
+
+    def next_due(self) -> float:
+        return self._heap[0][0] if self._heap else inf
+
+    def questions(self, accounts: Iterable[Account], now: float) -> list[Closing]:
+        """Take those of *accounts* that the kernel should be asked about now: QUESTIONS at most."""
+        found: dict[Closing, None] = {}
+        for account in accounts:
+            account.tidy()
+            queue = account.questions
+            while queue and len(found) < QUESTIONS:
+                if queue[0].done or queue[0].ask_at == inf:
+                    queue.popleft()
+                elif queue[0].ask_at <= now:
+                    found[queue.popleft()] = None
+                else:
+                    break
+        return list(found)
+
+    def ask(self, closing: Closing, now: float) -> bool:
+        """Ask the kernel whether it has let go of a port; else note when to expect it, or to ask again."""
+        if not self._referee.ask:
+            return False
+        row = self._referee.ask(closing.flow)
+        if row is None:
+            return True
+        if row.state != diag.State.TIME_WAIT:
+            closing.learn(now + (row.remaining or TIME_WAIT), now, final=False)
+            return False
+        if row.remaining is None:
+            closing.learn(closing.due, now, final=True)
+            return False
+        hold = self._referee.hold(closing.flow.source, closing.flow.destination.address, now)
+        if hold >= TIME_WAIT:
+            closing.learn(now + max(row.remaining, 0.05), now, final=True)
+            return False
+        # A shorter hold (tcp_tw_reuse) runs from the beginning of TIME_WAIT; its row stays for all of it.
+        due = now + row.remaining - (TIME_WAIT - hold)
+        closing.learn(due, now, final=True)
+        return due <= now
+
+    def note(self, closing: Closing) -> None:
+        """Note what ask() found out."""
+        if closing.watched and closing.final:
+            self.watched.discard(closing)  # whoever had its socket has closed it: TIME_WAIT
+            closing.watched = False
+            self.charge(closing)
+        elif closing.ask_at != inf:
+            for account in closing.accounts:
+                account.questions.append(closing)
+        if not closing.watched:
+            heapq.heappush(self._heap, (closing.due, closing))
+
+    def charge_anew(self, wants: Callable[[Want], Want]) -> None:
+        """Charge all to the accounts that *wants* names now."""
+        for closing in sorted(self._by_flow.values()):
+            closing.want = wants(closing.want)
+            for account in closing.accounts:
+                account.held += 1
+            self.charge(closing)

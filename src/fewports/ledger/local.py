@@ -1,0 +1,598 @@
+"""Who holds which port, in this process. Decides; never waits, dials or reads a clock.
+
+State, all under one plain lock: the accounts, each with its leases; the closings, ports that outlive
+their connection, in a heap by the time at which the kernel lets go; and a line per full account.
+An account has a line only while it is full, so whoever finds room may take it without looking.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
+from weakref import WeakSet, WeakValueDictionary
+
+from ..address import Flow, PortSpace
+from ..budget import Budget, Limit
+from ..errors import BudgetExhausted, LeaseError
+from ..events import (
+    BudgetRefused,
+    ConnectionOpened,
+    Emit,
+    Event,
+    KernelRefused,
+    LevelCrossed,
+    PortFreed,
+    PortReserved,
+    WaitEnded,
+    WaitStarted,
+)
+from ..source import Sources
+from ..usage import Usage
+from .account import Account, Closing, Holder, Lease, Waiter, Want
+from .closings import Closings, Referee, kernel_referee
+
+FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
+CACHED_WANTS = 10_000  # spaces whose accounts are remembered although they hold no port
+
+WHOLE_RANGE = Limit(None, 1.0)
+
+log = logging.getLogger("fewports")
+ledgers: WeakSet[Ledger] = WeakSet()
+
+
+class Ledger:
+    """Count ports, and refuse more than the budget allows.
+
+    *budget* bounds each destination; *sources* are used by faces that are given none. All that share
+    a ledger share its ports. Safe for threads and event loops alike.
+    """
+
+    def __init__(
+        self,
+        budget: int | str | Budget | None = None,
+        *,
+        sources: Iterable[str] | str | Sources | None = None,
+        referee: Referee | None = None,
+    ) -> None:
+        self.budget = Budget.of(budget)
+        self.sources = Sources.of(sources)
+        self._referee = referee or kernel_referee()
+        self.nudge: Callable[[], object] = lambda: None  # called when due() may have come nearer; takes no lock
+        self._emits: tuple[Emit, ...] = ()
+        self._broken: set[Emit] = set()
+        self._reset()
+        ledgers.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._capacity = 0
+        # An account lives as long as a want, a lease or a closing names it: two for one key cannot be.
+        self._accounts: WeakValueDictionary[tuple[object, ...], Account] = WeakValueDictionary()
+        self._wants: dict[tuple[PortSpace, str, Budget | None, object], Want] = {}
+        self._leases: set[Lease] = set()
+        self._closings = Closings(self._referee)
+        self._full: set[Account] = set()  # accounts with somebody in line
+        self._blocked: set[Account] = set()
+        self._orphans: deque[tuple[Lease, bool, bool]] = deque()  # given back where no lock may be taken
+        self._out: list[Waiter | Event] = []  # to be done once the lock is free
+
+    # What users call.
+
+    def usage(self, now: float | None = None) -> list[Usage]:
+        """Return the use of each account that holds ports or keeps somebody waiting."""
+        # The clock is read here and in configure() alone: people call them without one.
+        self.advance(monotonic() if now is None else now, thorough=True)
+        with self._lock:
+            return [account.usage() for account in self._accounts.values() if account.held or account.waiting]
+
+    def held(self, space: PortSpace) -> int:
+        """Return the ports held in *space*."""
+        account = self._accounts.get(("range", space))
+        return account.held if account else 0
+
+    def subscribe(self, emit: Emit) -> Callable[[], None]:
+        """Have *emit* called with each event; return what ends that.
+
+        What it raises is logged, once, and reaches no request.
+        """
+        self._emits += (emit,)
+
+        def unsubscribe() -> None:
+            self._emits = tuple(other for other in self._emits if other is not emit)
+
+        return unsubscribe
+
+    def configure(
+        self,
+        budget: int | str | Budget | None = None,
+        sources: Iterable[str] | str | Sources | None = None,
+    ) -> None:
+        """Replace the budget or the sources; ports held already stay held, and count against the new one."""
+        new_budget = None if budget is None else Budget.of(budget)
+        new_sources = None if sources is None else Sources.of(sources)
+        with self._lock:
+            if new_sources is not None:
+                self.sources = new_sources
+            if new_budget is not None:
+                self.budget = new_budget
+                self._charge_anew(monotonic())
+            out = self._collect()
+        self._act(out)
+
+    # What dialing calls.
+
+    def want(
+        self, space: PortSpace, now: float, host: str = "", budget: Budget | None = None, client: object = None
+    ) -> Want:
+        """Name what a port of *space* would be charged to.
+
+        *budget* is the own one of *client*, the face that asks, if it has one.
+        """
+        if (capacity := self._referee.capacity(now)) != self._capacity:
+            self._resize(capacity)
+        key = (space, host, budget, client)
+        if want := self._wants.get(key):
+            return want
+        with self._lock:
+            if len(self._wants) >= CACHED_WANTS:
+                self._wants.clear()
+            want = self._wants[key] = self._want(space, host, budget, client)
+        return want
+
+    def reserve(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
+        """Deliver a lease for the first of *wants* that has room, or return an account that is full.
+
+        Asks the kernel, before it refuses, whether ports believed in TIME_WAIT are still held.
+        """
+        while True:
+            with self._lock:
+                self._catch_up(now)
+                refuser = self._serve(waiter, wants, now)
+                questions = self._closings.questions(_full_accounts(wants, now), now) if refuser else []
+                out = self._collect()
+            self._act(out)
+            if not refuser or not self._ask(questions, now):
+                return refuser
+
+    def join(self, waiter: Waiter, wants: Sequence[Want], now: float) -> None:
+        """Put *waiter* in line for the first of *wants* to have room; it keeps its place if it had one."""
+        with self._lock:
+            fresh = waiter.joined is None
+            if fresh:
+                waiter.joined = now
+            waiter.wants = wants
+            self._catch_up(now)
+            if (refuser := self._serve(waiter, wants, now)) and not waiter.decided:
+                self._line_up(waiter, now)
+                if fresh and self._emits:
+                    self._out.append(WaitStarted(refuser.usage()))
+            out = self._collect()
+        self._act(out)
+
+    def leave(self, waiter: Waiter, now: float, *, served: bool) -> None:
+        """Take *waiter* out of all lines; a lease that it was given and did not use goes back."""
+        outcome = waiter.leave()
+        with self._lock:
+            self._unline(waiter)
+            if isinstance(outcome, Lease) and outcome.state == Lease.DIALING and outcome.socket is None:
+                self._release(outcome, now, None)
+            if waiter.joined is not None and self._emits:
+                self._out.append(WaitEnded(now - waiter.joined, served))
+            out = self._collect()
+        self._act(out)
+
+    def opened(self, lease: Lease, flow: Flow, now: float) -> None:
+        """Note that the connection of *lease* stands."""
+        with self._lock:
+            if lease.state != Lease.DIALING:
+                raise LeaseError(f"{lease!r} cannot be opened")
+            if former := self._closings.of(flow):
+                self._free(former, now)  # the kernel gave us this port: nothing holds it any more
+            lease.flow = flow
+            lease.state = Lease.OPEN
+            for account in lease.accounts:
+                account.dialing -= 1
+            self._leave_pace(lease, now)
+            space = lease.accounts[0]
+            if space.backoff:
+                space.backoff = 0.0
+                self._unblock(space, now)
+            if self._emits:
+                self._out.append(ConnectionOpened(flow, now - lease.reserved))
+            out = self._collect()
+        self._act(out)
+
+    def release(self, lease: Lease, now: float, *, time_wait: bool = False, ask: bool = False) -> None:
+        """Give back the port of *lease*; raise LeaseError if that was done before.
+
+        With *time_wait* it counts until the kernel lets go of it; with *ask* the kernel is asked at
+        once. Call it after the socket was closed.
+        """
+        closing = None
+        if time_wait and lease.flow is not None:
+            closing = self._closings.make(lease.flow, lease.want, now)
+            if ask and self._closings.ask(closing, now):
+                closing = None
+        with self._lock:
+            self._release(lease, now, closing)
+            out = self._collect()
+        self._act(out)
+        if closing and self._full:
+            self.nudge()
+
+    def refused(self, lease: Lease, now: float) -> None:
+        """Give back *lease*, because connect() found no free port: others hold them all.
+
+        The space is left alone for a moment, then one caller at a time tries again.
+        """
+        with self._lock:
+            space = lease.accounts[0]
+            space.backoff = min(LAST_PAUSE, space.backoff * 2 or FIRST_PAUSE)
+            space.blocked_until = now + space.backoff
+            self._blocked.add(space)
+            if self._emits:
+                self._out.append(KernelRefused(lease.space))
+            self._release(lease, now, None, unblock=False)
+            out = self._collect()
+        self._act(out)
+
+    def orphan(self, lease: Lease, *, time_wait: bool = True, watch: bool = False) -> None:
+        """Give back *lease* from a finalizer, where no lock may be taken: the next call sees to it.
+
+        With *watch* its socket may still be open, under another owner: the kernel is asked about it.
+        """
+        self._orphans.append((lease, time_wait, watch))
+        if self._full:
+            self.nudge()
+
+    def exhausted(self, account: Account, now: float, waited: float = 0.0) -> BudgetExhausted:
+        """Make the error that says what *account* holds, and emit that somebody was refused."""
+        with self._lock:
+            usage = account.usage()
+            due = account.next_due(now)
+        self.emit(BudgetRefused(usage))
+        return BudgetExhausted(usage, next_due=due, waited=waited)
+
+    def first_in_line(self, lease: Lease) -> Waiter | None:
+        """Return who has waited longest for a port that closing this connection would free."""
+        with self._lock:
+            waiters = [waiter for account in lease.accounts if (waiter := account.first())]
+        return min(waiters, key=lambda waiter: waiter.ticket, default=None)
+
+    def rivals(self, wants: Sequence[Want], now: float) -> list[tuple[Account, list[Holder]]]:
+        """Return, for each account that keeps *wants* from being served, who may give up an idle connection."""
+        with self._lock:
+            return [(account, list(account.holders)) for account in _full_accounts(wants, now)]
+
+    def refuser(self, wants: Sequence[Want], now: float) -> Account | None:
+        """Return an account that keeps *wants* from being served."""
+        with self._lock:
+            return next(iter(_full_accounts(wants, now)), None)
+
+    # What the timer calls.
+
+    def due(self) -> float | None:
+        """Return when advance() should next be called: None while nobody waits."""
+        with self._lock:
+            if not self._full:
+                return None
+            times = [account.questions[0].ask_at for account in self._full if account.questions]
+            times += [account.blocked_until for account in self._blocked]
+            times.append(self._closings.next_due())
+            return min(times)
+
+    def advance(self, now: float, *, thorough: bool = False) -> None:
+        """Free what is due, ask the kernel where somebody waits (or, *thorough*, everywhere), serve the line."""
+        with self._lock:
+            self._catch_up(now)
+            for account in list(self._blocked):
+                if account.blocked_until <= now:
+                    self._probe(account, now)
+            questions = self._closings.questions(self._full, now)
+            if thorough:
+                accounts = list(self._accounts.values())
+                questions += self._closings.questions(accounts, now)
+                questions = list(dict.fromkeys((*questions, *self._closings.watched)))
+            out = self._collect()
+        self._act(out)
+        self._ask(questions, now)
+
+    def emit(self, event: Event) -> None:
+        """Tell the subscribers; no lock may be held."""
+        for emit in self._emits:
+            try:
+                emit(event)
+            except Exception:
+                if emit not in self._broken:
+                    self._broken.add(emit)
+                    log.exception("the subscriber %r failed on %r; this is logged once", emit, event)
+
+    def forget(self) -> list[Lease]:
+        """Start clean in a forked child; return the leases whose sockets the parent goes on using."""
+        leases = list(self._leases)
+        for lease in leases:
+            lease.state = Lease.FORKED
+        self._reset()
+        return leases
+
+    def __repr__(self) -> str:
+        spaces = [account for key, account in list(self._accounts.items()) if key[0] == "range" and account.held]
+        held = sum(account.held for account in spaces)
+        time_wait = sum(account.time_wait for account in spaces)
+        waiting = sum(account.waiting for account in self._full)
+        return f"<Ledger {len(spaces)} spaces, {held} held, {time_wait} in TIME_WAIT, {waiting} waiting>"
+
+    # Below: the lock is held, except in _act and _ask.
+
+    def _want(self, space: PortSpace, host: str, budget: Budget | None, client: object) -> Want:
+        accounts = [
+            self._account(("range", space), str(space), "range", WHOLE_RANGE, self.budget),
+            self._charge("ledger", self.budget, None, space, host),
+        ]
+        if budget is not None:
+            accounts.append(self._charge("client", budget, client, space, host))
+        pace = None
+        bounding, owner = (budget, client) if budget and budget.dialing else (self.budget, None)
+        if bounding.dialing:
+            key = ("pace", owner, space.destination)
+            rule = Limit(bounding.dialing, None)
+            pace = self._account(key, f"dialing to {space.destination}", "pace", rule, bounding)
+        return Want(space, tuple(accounts), pace, host, client, budget)
+
+    def _account(self, key: tuple[object, ...], name: str, scope: str, rule: Limit, budget: Budget) -> Account:
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._accounts[key] = Account(name, scope, rule, budget, self._capacity)
+        return account
+
+    def _charge(self, scope: str, budget: Budget, client: object, space: PortSpace, host: str) -> Account:
+        group = budget.group(space.destination, host)
+        if group.limit.share is None:
+            return self._account((scope, client, group.name, None), group.name, scope, group.limit, budget)
+        name = f"{space.source} -> {group.name}"
+        return self._account((scope, client, group.name, space.source), name, scope, group.limit, budget)
+
+    def _serve(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
+        """Deliver a lease and return None, or return an account that is full."""
+        refuser: Account | None = None
+        for want in wants:
+            for account in want.accounts:
+                if account.full(now):
+                    refuser = refuser or account
+                    break
+            else:
+                if want.pace and want.pace.held >= want.pace.limit:
+                    refuser = refuser or want.pace
+                    continue
+                lease = Lease(self, want, waiter.holder, now)
+                if waiter.deliver(lease):
+                    self._book(lease)
+                    self._unline(waiter)
+                return None
+        return refuser
+
+    def _book(self, lease: Lease) -> None:
+        self._leases.add(lease)
+        for account in lease.accounts:
+            account.dialing += 1
+            account.held += 1
+            account.leases.add(lease)
+            if lease.holder is not None:
+                account.holders[lease.holder] = account.holders.get(lease.holder, 0) + 1
+            if account.held >= account.rises:
+                self._crossed(account)
+        if pace := lease.want.pace:
+            pace.held += 1
+            pace.dialing += 1
+        if self._emits:
+            self._out.append(PortReserved(lease.space))
+
+    def _release(self, lease: Lease, now: float, closing: Closing | None, *, unblock: bool = True) -> None:
+        if lease.state >= Lease.RELEASED:
+            if lease.state == Lease.FORKED:
+                return
+            raise LeaseError(f"{lease!r} was released before: a lease has one owner, who releases it once")
+        dialing = lease.state == Lease.DIALING
+        lease.state = Lease.RELEASED
+        self._unbook(lease)
+        if dialing:
+            for account in lease.accounts:
+                account.dialing -= 1
+            self._leave_pace(lease, now)
+        if closing:
+            self._closings.add(closing)
+        else:
+            self._uncharge(lease.accounts, now, unblock)
+
+    def _unbook(self, lease: Lease) -> None:
+        self._leases.discard(lease)
+        for account in lease.accounts:
+            account.leases.discard(lease)
+            if lease.holder is not None:
+                left = account.holders[lease.holder] - 1
+                if left:
+                    account.holders[lease.holder] = left
+                else:
+                    del account.holders[lease.holder]
+
+    def _free(self, closing: Closing, now: float) -> None:
+        if closing.done:
+            return
+        self._closings.end(closing)
+        if self._emits:
+            self._out.append(PortFreed(closing.flow))
+        self._uncharge(closing.accounts, now)
+
+    def _uncharge(self, accounts: tuple[Account, ...], now: float, unblock: bool = True) -> None:
+        for account in accounts:
+            account.held -= 1
+            if account.held <= account.falls:
+                self._crossed(account)
+        if unblock and accounts[0].blocked_until:
+            self._unblock(accounts[0], now)
+        for account in accounts:
+            if account.waiting:
+                self._grant(account, now)
+
+    def _leave_pace(self, lease: Lease, now: float) -> None:
+        if pace := lease.want.pace:
+            pace.held -= 1
+            pace.dialing -= 1
+            if pace.waiting:
+                self._grant(pace, now)
+
+    def _grant(self, account: Account, now: float) -> None:
+        """Serve the line of *account* in order, while it has room."""
+        while not account.full(now) and (waiter := account.first()):
+            if not self._serve(waiter, waiter.wants, now):
+                self._unline(waiter)
+                self._out.append(waiter)
+            else:
+                # Another account keeps it waiting: it stands in the line of that one, at its old place.
+                heapq.heappop(account.line)
+                waiter.lines.discard(account)
+                self._count_waiting(account, -1)
+                self._line_up(waiter, now)
+
+    def _line_up(self, waiter: Waiter, now: float) -> None:
+        for account in _full_accounts(waiter.wants, now):
+            if account not in waiter.lines:
+                waiter.lines.add(account)
+                heapq.heappush(account.line, (waiter.ticket, waiter))
+                self._count_waiting(account, +1)
+
+    def _unline(self, waiter: Waiter) -> None:
+        for account in waiter.lines:
+            self._count_waiting(account, -1)
+            account.tidy()
+        waiter.lines.clear()
+
+    def _count_waiting(self, account: Account, step: int) -> None:
+        account.waiting += step
+        if account.waiting:
+            self._full.add(account)
+        else:
+            self._full.discard(account)
+
+    def _unblock(self, account: Account, now: float) -> None:
+        account.blocked_until = 0.0
+        self._blocked.discard(account)
+        if account.waiting:
+            self._grant(account, now)
+
+    def _probe(self, account: Account, now: float) -> None:
+        """Let one caller find out whether the kernel has a port again; the others wait for its news."""
+        account.blocked_until = 0.0
+        waiter = account.first()
+        if waiter is None:
+            self._blocked.discard(account)
+            return
+        if not self._serve(waiter, waiter.wants, now):
+            self._unline(waiter)
+            self._out.append(waiter)
+        account.blocked_until = now + LAST_PAUSE
+
+    def _catch_up(self, now: float) -> None:
+        while self._orphans:
+            self._adopt(*self._orphans.popleft(), now)
+        for closing in self._closings.over(now):
+            self._free(closing, now)
+
+    def _adopt(self, lease: Lease, time_wait: bool, watch: bool, now: float) -> None:
+        if lease.state >= Lease.RELEASED:
+            return
+        if lease.flow is None or not time_wait:
+            self._release(lease, now, None)
+            return
+        closing = self._closings.make(lease.flow, lease.want, now)
+        if not watch or not self._referee.ask:
+            self._release(lease, now, closing)
+            return
+        self._unbook(lease)
+        lease.state = Lease.RELEASED
+        self._closings.watch(closing)
+
+    def _ask(self, questions: list[Closing], now: float) -> bool:
+        """Ask the kernel about each of *questions*; say whether a port came free. Takes the lock itself."""
+        if not questions:
+            return False
+        free = [self._closings.ask(closing, now) for closing in questions]
+        with self._lock:
+            for closing, gone in zip(questions, free, strict=True):
+                if gone:
+                    self._free(closing, now)
+                elif not closing.done:
+                    self._closings.note(closing)
+            out = self._collect()
+        self._act(out)
+        return any(free)
+
+    def _crossed(self, account: Account) -> None:
+        before = account.mark_level()
+        if before is not account.level and self._emits and account.scope != "range":
+            self._out.append(LevelCrossed(account.name, before, account.level, account.held, account.limit))
+
+    def _resize(self, capacity: int) -> None:
+        with self._lock:
+            self._capacity = capacity
+            for account in list(self._accounts.values()):
+                account.resize(capacity)
+
+    def _charge_anew(self, now: float) -> None:
+        """Charge all that is held, and all who wait, to the accounts of a new budget."""
+        waiters = {waiter for account in self._full for _, waiter in account.line if not waiter.decided}
+        for waiter in waiters:
+            self._unline(waiter)
+        self._accounts = WeakValueDictionary()
+        self._wants.clear()
+        for lease in self._leases:
+            lease.want = self._same(lease.want)
+            dialing = lease.state == Lease.DIALING
+            for account in lease.accounts:
+                account.held += 1
+                account.dialing += dialing
+                account.leases.add(lease)
+                if lease.holder is not None:
+                    account.holders[lease.holder] = account.holders.get(lease.holder, 0) + 1
+            if dialing and (pace := lease.want.pace):
+                pace.held += 1
+                pace.dialing += 1
+        self._closings.charge_anew(self._same)
+        for account in list(self._accounts.values()):
+            account.mark_level()
+        for waiter in sorted(waiters):
+            waiter.wants = [self._same(want) for want in waiter.wants]
+            if self._serve(waiter, waiter.wants, now):
+                self._line_up(waiter, now)
+            else:
+                self._out.append(waiter)
+
+    def _same(self, want: Want) -> Want:
+        return self._want(want.space, want.host, want.budget, want.client)
+
+    def _collect(self) -> list[Waiter | Event]:
+        out = self._out
+        if out:
+            self._out = []
+        return out
+
+    def _act(self, out: list[Waiter | Event]) -> None:
+        for item in out:
+            if isinstance(item, Waiter):
+                item.wake()
+            else:
+                self.emit(item)
+
+
+def _full_accounts(wants: Iterable[Want], now: float) -> list[Account]:
+    full: dict[Account, None] = {}
+    for want in wants:
+        blockers = [account for account in want.accounts if account.full(now)]
+        if not blockers and want.pace and want.pace.full(now):
+            blockers = [want.pace]
+        full.update(dict.fromkeys(blockers))
+    return list(full)

@@ -1,0 +1,301 @@
+"""Which request gets which connection, who waits, and what must close. Pure: it touches no socket.
+
+State: the idle connections, the one used last at the right end; the retired ones, which are no longer
+handed out and wait for the peer to close them; the number in use; and the line. A connection that is
+in use is nowhere in here: its user has it. Methods return what must be closed, and the caller does it.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+from weakref import WeakSet
+
+from .errors import FewportsError
+from .events import CloseReason, ConnectionRetired
+from .ledger.account import Account, Lease, Waiter
+
+IDLE_LIMIT = 55.0  # seconds; just below the 60 and 75 s after which common servers close
+AGE_LIMIT = 1800.0  # seconds; long enough to cost nothing, short enough to follow a changed DNS record
+AGE_JITTER = 0.1  # share by which ages differ, so that connections of one burst do not all end at once
+SURPLUS_LIMIT = 10.0  # seconds for which a burst's surplus is kept: to discard it costs a port for 60 s
+RETIREMENT = 30.0  # seconds for the peer to close first and to pay the TIME_WAIT
+
+
+class PoolClosed(FewportsError):
+    """The pool was closed; nothing can be taken from it."""
+
+
+class Pooled(Protocol):
+    """What a pool knows of a connection."""
+
+    idle_since: float
+    expires: float
+
+    @property
+    def lease(self) -> Lease | None: ...
+
+    def give_way(self) -> None: ...
+
+
+C = TypeVar("C", bound=Pooled)
+Ending = tuple[C, CloseReason]
+
+
+class Limits(NamedTuple):
+    """*kept* connections stay for *idle* seconds without use, none lives longer than *age* seconds.
+
+    More than *bound* are never in use at once (None: any number; the budget bounds them).
+    """
+
+    kept: int = 10
+    bound: int | None = None
+    idle: float = IDLE_LIMIT
+    age: float = AGE_LIMIT
+
+
+class Place:
+    """The right to use one connection more; given where there is a bound, and where there is none."""
+
+
+PLACE = Place()
+pools: WeakSet[Pool] = WeakSet()  # type: ignore[type-arg]
+
+
+class Pool(Generic[C]):
+    """Keep connections of one origin."""
+
+    def __init__(self, limits: Limits, *, chance: Callable[[], float] = random.random) -> None:
+        self.limits = limits
+        self._chance = chance
+        self.forget()
+        pools.add(self)
+
+    def forget(self) -> None:
+        """Start clean, with no connection: in a forked child they are the parent's."""
+        self._lock = threading.Lock()
+        self._idle: deque[C] = deque()
+        self._retired: deque[tuple[float, C]] = deque()
+        self._line: OrderedDict[Waiter, bool] = OrderedDict()  # whether each needs a place, too
+        self.used = 0
+        self.closed = False
+
+    def expiry(self, now: float) -> float:
+        """Return when a connection opened *now* has reached its maximum age."""
+        return now + self.limits.age * (1 - AGE_JITTER * self._chance())
+
+    def take(self, now: float) -> tuple[C | Place | None, list[Ending[C]]]:
+        """Return an idle connection, or the place for a new one, or None: then join the line.
+
+        Raises PoolClosed.
+        """
+        with self._lock:
+            return self._take(True, now)
+
+    def join(self, waiter: Waiter, now: float, *, place: bool) -> list[Ending[C]]:
+        """Have *waiter* served with an idle connection or, where it needs one, with a place.
+
+        Raises PoolClosed.
+        """
+        with self._lock:
+            found, endings = self._take(place, now)
+            if found is None:
+                self._line[waiter] = place
+            elif not waiter.deliver(found):
+                self._undo(found, place)
+        return endings
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take *waiter* out of the line; what it was given is its own to give back."""
+        with self._lock:
+            self._line.pop(waiter, None)
+
+    def give_back(self, connection: C, now: float) -> list[Ending[C]]:
+        """Hand *connection*, clean at a request boundary, to who is next, or keep it idle."""
+        lease = connection.lease
+        rival = lease.ledger.first_in_line(lease) if lease and lease.wanted else None
+        with self._lock:
+            self.used -= 1
+            endings: list[Ending[C]] = []
+            woken: list[Waiter] = []
+            if self.closed:
+                endings.append((connection, CloseReason.POOL_CLOSED))
+            elif connection.expires <= now:
+                endings.append((connection, CloseReason.AGE))
+            elif not self._hand_over(connection, rival, woken):
+                connection.idle_since = now
+                if lease:
+                    lease.idle = True
+                self._idle.append(connection)
+            self._serve_places(woken)
+        for waiter in woken:
+            waiter.wake()
+        # Looked at again after it became idle: who joined the line in between has looked here before.
+        if lease and lease.idle and lease.wanted and self._wanted_elsewhere(lease) and self.remove(connection):
+            endings.append((connection, CloseReason.GAVE_WAY))
+        return endings
+
+    def drop_place(self) -> None:
+        """Give back the place of a connection that is closed, or was never made."""
+        woken: list[Waiter] = []
+        with self._lock:
+            self.used -= 1
+            self._serve_places(woken)
+        for waiter in woken:
+            waiter.wake()
+
+    def adopted(self) -> None:
+        """Note that a connection given to a waiter lives on in the place that the waiter had."""
+        self.drop_place()
+
+    def surrender(self, account: Account) -> C | None:
+        """Take out the connection that was idle for longest and is charged to *account*."""
+        with self._lock:
+            for connection in [connection for _, connection in self._retired] + list(self._idle):
+                if (lease := connection.lease) and account in lease.accounts:
+                    self._remove(connection)
+                    return connection
+        return None
+
+    def remove(self, connection: C) -> bool:
+        """Take *connection* out, if it is idle or retired."""
+        with self._lock:
+            return self._remove(connection)
+
+    def quiet(self) -> list[C]:
+        """Return the connections that nobody uses."""
+        with self._lock:
+            return [*self._idle, *(connection for _, connection in self._retired)]
+
+    def due(self) -> float | None:
+        """Return when expire() should next be called; None while nothing is idle."""
+        with self._lock:
+            times = [deadline for deadline, _ in self._retired]
+            surplus = len(self._idle) - self.limits.kept
+            for position, connection in enumerate(self._idle):
+                times.append(min(connection.expires, connection.idle_since + self._patience(position < surplus)))
+        return min(times, default=None)
+
+    def expire(self, now: float) -> list[Ending[C]]:
+        """Retire what was idle for too long or is too old; return what was retired for long enough."""
+        endings: list[Ending[C]] = []
+        retired: list[Lease] = []
+        with self._lock:
+            while self._retired and self._retired[0][0] <= now:
+                endings.append((self._retired.popleft()[1], CloseReason.IDLE))
+            surplus = len(self._idle) - self.limits.kept
+            for position, connection in enumerate(list(self._idle)):
+                patience = self._patience(position < surplus)
+                if connection.idle_since + patience <= now or connection.expires <= now:
+                    self._idle.remove(connection)
+                    self._retired.append((now + RETIREMENT, connection))
+                    if connection.lease:
+                        retired.append(connection.lease)
+        for lease in retired:
+            if lease.flow:
+                lease.ledger.emit(ConnectionRetired(lease.flow))
+        return endings
+
+    def close(self) -> list[Ending[C]]:
+        """Refuse from now on, send away who waits, and return all that is to be closed."""
+        with self._lock:
+            self.closed = True
+            endings = [(connection, CloseReason.POOL_CLOSED) for connection in self._idle]
+            endings += [(connection, CloseReason.POOL_CLOSED) for _, connection in self._retired]
+            self._idle.clear()
+            self._retired.clear()
+            waiting = [waiter for waiter in self._line if waiter.deliver(None)]
+            self._line.clear()
+        for waiter in waiting:
+            waiter.wake()
+        return endings
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def __bool__(self) -> bool:
+        return True  # an empty pool is a pool all the same
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.used} in use, {len(self._idle)} idle"
+        return f"<Pool {state}, {len(self._retired)} retired, {len(self._line)} waiting>"
+
+    # Below: the lock is held, except in _wanted_elsewhere.
+
+    def _take(self, place: bool, now: float) -> tuple[C | Place | None, list[Ending[C]]]:
+        if self.closed:
+            raise PoolClosed("the pool is closed: make a new one")
+        endings: list[Ending[C]] = []
+        if place and self.limits.bound is not None and self.used >= self.limits.bound:
+            return None, endings
+        while self._idle:
+            connection = self._idle.pop()
+            lease = connection.lease
+            if lease:
+                lease.idle = False
+            if connection.expires <= now:
+                endings.append((connection, CloseReason.AGE))
+                continue
+            self.used += 1
+            return connection, endings
+        if not place:
+            return None, endings
+        self.used += 1
+        return PLACE, endings
+
+    def _undo(self, found: C | Place, place: bool) -> None:
+        self.used -= 1
+        if not isinstance(found, Place):
+            if found.lease:
+                found.lease.idle = True
+            self._idle.append(found)
+
+    def _hand_over(self, connection: C, rival: Waiter | None, woken: list[Waiter]) -> bool:
+        """Give *connection* to the first in line, unless somebody elsewhere has waited for longer."""
+        while self._line:
+            waiter = next(iter(self._line))
+            if waiter.decided:
+                del self._line[waiter]
+                continue
+            if rival is not None and rival.holder is not self and rival.ticket < waiter.ticket:
+                return False
+            del self._line[waiter]
+            if waiter.deliver(connection):
+                self.used += 1
+                woken.append(waiter)
+                return True
+        return False
+
+    def _serve_places(self, woken: list[Waiter]) -> None:
+        bound = self.limits.bound
+        if bound is None or not self._line:
+            return
+        while self.used < bound and (waiter := next((w for w, place in self._line.items() if place), None)):
+            del self._line[waiter]
+            if waiter.deliver(PLACE):
+                self.used += 1
+                woken.append(waiter)
+
+    def _remove(self, connection: C) -> bool:
+        removed = False
+        if connection in self._idle:
+            self._idle.remove(connection)
+            removed = True
+        for entry in self._retired:
+            if entry[1] is connection:
+                self._retired.remove(entry)
+                removed = True
+                break
+        if removed and connection.lease:
+            connection.lease.idle = False
+        return removed
+
+    def _patience(self, surplus: bool) -> float:
+        return min(SURPLUS_LIMIT, self.limits.idle) if surplus else self.limits.idle
+
+    def _wanted_elsewhere(self, lease: Lease) -> bool:
+        rival = lease.ledger.first_in_line(lease)
+        return rival is not None and rival.holder is not self

@@ -1,0 +1,1 @@
+"""Threads: wait, connect, recv, sendall."""

@@ -1,0 +1,270 @@
+"""Open a connection through the gate, or take one over: the one place where a thread waits for a port."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import threading
+from collections.abc import Iterable, Sequence
+from math import inf
+from time import monotonic
+from typing import Generic, TypeVar, cast
+
+from ..address import Destination, Flow, from_sockaddr, sockaddr
+from ..dial import ATTEMPT_DELAY, DialPlan, Meaning, To
+from ..events import DialFailed
+from ..gated import CallFailed, GatedSocket, SocketOption, open_socket
+from ..ledger.account import Account, Lease, Waiter, Want
+from ..pool import Pool, PoolClosed
+from .timer import Idle, timer
+
+C = TypeVar("C", bound=Idle)
+
+
+class Alarm:
+    """Let one thread sleep until another calls wake(), which may come early, late or twice."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # woken already
+            self._lock.release()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Sleep for *timeout* seconds at most; KeyboardInterrupt ends it."""
+        if timeout is None or timeout > threading.TIMEOUT_MAX:
+            return self._lock.acquire()
+        return self._lock.acquire(timeout=max(0.0, timeout))
+
+
+def resolve(host: str, port: int, family: int = socket.AF_UNSPEC) -> list[Destination]:
+    """Look up the addresses of *host*, in the system's order (RFC 6724); raises socket.gaierror."""
+    found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    return [
+        Destination(*from_sockaddr(name))  # type: ignore[arg-type]
+        for kind, _, _, _, name in found
+        if kind in (socket.AF_INET, socket.AF_INET6)
+    ]
+
+
+def dial(
+    to: To,
+    destinations: Iterable[Destination],
+    *,
+    timeout: float | None = None,
+    wait: float | None = None,
+    options: Sequence[SocketOption] = (),
+    pool: Pool[C] | None = None,
+) -> GatedSocket | C:
+    """Return a connected socket with its lease, or a connection of *pool* that came free first.
+
+    *timeout* bounds each attempt to connect, *wait* the time in line for a port (the budget's own
+    bound holds, too); both in seconds. Raises BudgetExhausted, NoUsableSource, PoolClosed, TimeoutError
+    or the OSError of the last attempt. The socket has *timeout* as its time-out.
+    """
+    return _Dialing(to, destinations, timeout, wait, options, pool).run()
+
+
+class _Dialing(Generic[C]):
+    """One connection on its way: the line, then attempts that race."""
+
+    def __init__(
+        self,
+        to: To,
+        destinations: Iterable[Destination],
+        timeout: float | None,
+        wait: float | None,
+        options: Sequence[SocketOption],
+        pool: Pool[C] | None,
+    ) -> None:
+        self.plan = DialPlan(to, destinations, monotonic())
+        self.ledger = to.ledger
+        self.timeout = timeout
+        self.wait = inf if wait is None else wait
+        self.options = options
+        self.pool = pool
+        self.waiter = Waiter(_nobody, pool)
+        self.waited = 0.0
+        self.flying: dict[int, tuple[GatedSocket, Lease, float]] = {}  # by descriptor, with the deadline
+
+    def run(self) -> GatedSocket | C:
+        won: GatedSocket | C | None = None
+        try:
+            won = self._race()
+            return won
+        finally:
+            # Every way out gives back what was taken: losers, a crossed grant, the place in line.
+            for sock, _, _ in self.flying.values():
+                sock.close()
+            self._leave(won)
+
+    def _race(self) -> GatedSocket | C:
+        next_at = 0.0
+        while True:
+            now = monotonic()
+            if now >= next_at or not self.flying:
+                outcome = self._start(now)
+                if outcome is not None:
+                    return outcome
+                next_at = monotonic() + ATTEMPT_DELAY
+            if self.flying and (sock := self._watch(next_at)):
+                return sock
+
+    def _start(self, now: float) -> C | None:
+        """Begin one attempt more, if a port can be had; wait for it only while nothing else is on its way."""
+        while True:
+            trying = [lease.space.destination for _, lease, _ in self.flying.values()]
+            wants = self.plan.wants(now, trying)
+            if not wants:
+                if self.flying:
+                    return None
+                raise self.plan.error or OSError(errno.EADDRNOTAVAIL, "name resolution gave no address")
+            refuser = self.ledger.reserve(self.waiter, wants, now)
+            while refuser and self._reclaim(wants, now):
+                now = monotonic()
+                refuser = self.ledger.reserve(self.waiter, wants, now)
+            if refuser:
+                if self.flying:
+                    return None
+                self._wait(wants, refuser)
+            outcome = self.waiter.outcome
+            if not isinstance(outcome, Lease):
+                if outcome is None:
+                    raise PoolClosed("the pool was closed while a request waited for a connection")
+                return cast(C, outcome)
+            if self._fly(outcome):
+                return None
+            now = monotonic()
+
+    def _fly(self, lease: Lease) -> bool:
+        """Open a socket for *lease* and start to connect; say whether that is on its way."""
+        space = lease.space
+        now = monotonic()
+        try:
+            sock = open_socket(lease, self.plan.bound, self.options, now)
+        except CallFailed as failure:
+            self.ledger.release(lease, monotonic())
+            self._used_up()
+            self._learn(lease, failure.call, failure.error)
+            return False
+        deadline = inf if self.timeout is None else now + self.timeout
+        self.flying[sock.fileno()] = (sock, lease, deadline)
+        self._used_up()
+        code = sock.connect_ex(sockaddr(space.destination.address, space.destination.port))
+        if code not in (0, errno.EINPROGRESS):
+            self._land(sock)
+            self._fail(sock, lease, code)
+            return False
+        return True
+
+    def _watch(self, next_at: float) -> GatedSocket | None:
+        """Wait until an attempt has an end or the next one is due; return the socket that won."""
+        now = monotonic()
+        until = min(deadline for _, _, deadline in self.flying.values())
+        if self.plan.more(len(self.flying)):
+            until = min(until, next_at)
+        poll = select.poll()
+        for number in self.flying:
+            poll.register(number, select.POLLOUT)
+        ready = poll.poll(None if until == inf else max(0.0, until - now) * 1000)
+        for number, _ in ready:
+            sock, lease, _ = self.flying[number]
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code == 0:
+                return self._stands(sock, lease)
+            self._land(sock)
+            self._fail(sock, lease, code)
+        now = monotonic()
+        for sock, lease, deadline in list(self.flying.values()):
+            if deadline <= now:
+                self._land(sock)
+                sock.close()
+                self._learn(lease, "connect", TimeoutError("timed out"))
+        return None
+
+    def _stands(self, sock: GatedSocket, lease: Lease) -> GatedSocket:
+        address, port = from_sockaddr(sock.getsockname())
+        self.ledger.opened(lease, Flow(address, port, lease.space.destination), monotonic())
+        sock.settimeout(self.timeout)
+        self._land(sock)
+        return sock
+
+    def _land(self, sock: GatedSocket) -> None:
+        del self.flying[sock.fileno()]
+
+    def _fail(self, sock: GatedSocket, lease: Lease, code: int) -> None:
+        exhausted = code == errno.EADDRNOTAVAIL and not self.plan.to.port
+        if exhausted:
+            sock.lease = None
+            sock.close()
+            self.ledger.refused(lease, monotonic())
+        else:
+            sock.close()
+        self._learn(lease, "connect", OSError(code, os.strerror(code)))
+
+    def _learn(self, lease: Lease, call: str, error: OSError) -> None:
+        meaning = self.plan.failed(lease.space, call, error, monotonic())
+        if meaning is not Meaning.PORTS:
+            self.ledger.emit(DialFailed(lease.space, call, error))
+        if meaning is Meaning.FATAL:
+            raise error
+
+    def _used_up(self) -> None:
+        """Be ready for another outcome: the lease that was delivered has an owner now, or is given back."""
+        self.waiter = self.waiter.again()
+
+    def _reclaim(self, wants: Sequence[Want], now: float) -> bool:
+        """Have one idle connection of another pool give way to us."""
+        for account, holders in self.ledger.rivals(wants, now):
+            for holder in holders:
+                if victim := holder.surrender(account):
+                    victim.give_way()
+                    return True
+        return False
+
+    def _wait(self, wants: Sequence[Want], refuser: Account) -> None:
+        """Stand in line until there is an outcome; raise BudgetExhausted when the time is over."""
+        began = monotonic()
+        if refuser.budget.refuses:
+            raise self.ledger.exhausted(refuser, began, self.waited)
+        limit = min(refuser.budget.wait, self.wait) - self.waited
+        alarm = Alarm()
+        waiter = self.waiter
+        waiter.wake = alarm.wake
+        if self.pool is not None:
+            for connection, reason in self.pool.join(waiter, began, place=False):
+                connection.end(reason)
+        if not waiter.decided:
+            self.ledger.join(waiter, wants, began)
+            timer.watch_ledger(self.ledger)
+            if not waiter.decided:
+                self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
+        while not waiter.decided and (left := began + limit - monotonic()) > 0:
+            alarm.wait(left)
+        now = monotonic()
+        self.waited += now - began
+        if self.pool is not None:
+            self.pool.leave(waiter)
+        if not waiter.decided and waiter.leave() is None:
+            raise self.ledger.exhausted(self.ledger.refuser(wants, now) or refuser, now, self.waited)
+
+    def _leave(self, won: GatedSocket | C | None) -> None:
+        now = monotonic()
+        outcome = self.waiter.leave()
+        if self.pool is not None:
+            self.pool.leave(self.waiter)
+            if outcome is not None and outcome is not won and not isinstance(outcome, Lease):
+                for connection, reason in self.pool.give_back(cast(C, outcome), now):
+                    connection.end(reason)
+        self.ledger.leave(self.waiter, now, served=won is not None)
+
+
+def _nobody() -> None:
+    """Wake nobody: the waiter is not in line yet."""

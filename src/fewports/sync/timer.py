@@ -1,0 +1,131 @@
+"""One thread that does what is due although nobody asks: expire idle connections, serve the line.
+
+It runs while a pool has connections that nobody uses or a ledger keeps somebody waiting, and ends by
+itself after that. State: the pools and ledgers that are watched.
+"""
+
+from __future__ import annotations
+
+import queue
+import select
+import threading
+from time import monotonic
+from typing import Any, Protocol
+
+from ..events import CloseReason
+from ..ledger.local import Ledger
+from ..pool import Pool, Pooled
+
+CHECK = 1.0  # seconds between two looks at whether peers have closed idle connections
+AT_LEAST, AT_MOST = 0.001, 60.0  # seconds between two rounds
+
+
+class Idle(Pooled, Protocol):
+    """An idle connection, as the timer ends it."""
+
+    def fileno(self) -> int: ...
+
+    def end(self, reason: CloseReason) -> None: ...
+
+
+class Timer:
+    """Watch pools and ledgers."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start clean in a forked child, which has no copy of the thread."""
+        self._lock = threading.Lock()
+        # Its put() may be called from a finalizer, whatever locks the interrupted thread holds.
+        self._kicks: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._pools: set[Pool[Any]] = set()
+        self._ledgers: set[Ledger] = set()
+        self._thread: threading.Thread | None = None
+
+    def watch_pool(self, pool: Pool[Any]) -> None:
+        """Expire the connections of *pool* until it has none left."""
+        if pool in self._pools:
+            return  # seen without the lock: the thread looks again after it has taken a pool out
+        with self._lock:
+            self._pools.add(pool)
+            self._run()
+
+    def watch_ledger(self, ledger: Ledger) -> None:
+        """Serve the line of *ledger* until nobody waits."""
+        ledger.nudge = self.kick
+        with self._lock:
+            self._ledgers.add(ledger)
+            self._run()
+        self.kick()
+
+    def kick(self) -> None:
+        """Have the next round begin now. Takes no lock."""
+        self._kicks.put(None)
+
+    def _run(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="fewports-timer", daemon=True)
+            self._thread.start()
+
+    def _loop(self) -> None:
+        while True:
+            pause = self._round(monotonic())
+            if pause is None:
+                with self._lock:
+                    if not self._pools and not self._ledgers:
+                        self._thread = None
+                        return
+                continue
+            try:
+                self._kicks.get(timeout=min(AT_MOST, max(AT_LEAST, pause)))
+                while True:
+                    self._kicks.get_nowait()
+            except queue.Empty:
+                pass
+
+    def _round(self, now: float) -> float | None:
+        """Do what is due; return the seconds until the next round, or None if there is nothing to watch."""
+        times: list[float] = []
+        for ledger in list(self._ledgers):
+            ledger.advance(now)
+            due = ledger.due()
+            if due is None:
+                with self._lock:
+                    self._ledgers.discard(ledger)
+                due = ledger.due()  # who joined before it was taken out has seen it watched
+                if due is None:
+                    continue
+                with self._lock:
+                    self._ledgers.add(ledger)
+            times.append(due)
+        for pool in list(self._pools):
+            for connection, reason in [*pool.expire(now), *_left_by_peer(pool)]:
+                connection.end(reason)
+            due = pool.due()
+            if due is None:
+                with self._lock:
+                    self._pools.discard(pool)
+                due = pool.due()
+                if due is None:
+                    continue
+                with self._lock:
+                    self._pools.add(pool)
+            times.append(min(due, now + CHECK))
+        return min(times) - monotonic() if times else None
+
+
+def _left_by_peer(pool: Pool[Any]) -> list[tuple[Idle, CloseReason]]:
+    """Take out the connections that their peers have closed: their ports are free at once."""
+    by_number = {connection.fileno(): connection for connection in pool.quiet()}
+    by_number.pop(-1, None)
+    if not by_number:
+        return []
+    poll = select.poll()
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    readable = [by_number[number] for number, _ in poll.poll(0)]
+    return [(connection, CloseReason.PEER_CLOSED) for connection in readable if pool.remove(connection)]
+
+
+timer = Timer()

@@ -1,0 +1,66 @@
+"""Any TCP client through the gate: a stand-in for socket.create_connection."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from typing import cast
+
+from .address import Origin
+from .dial import To
+from .errors import InvalidOption
+from .gated import GatedSocket
+from .ledger.local import Ledger
+from .ledger.shared import shared_ledger
+from .source import Sources
+from .sync.dial import dial, resolve
+
+_DEFAULT_TIMEOUT = object()
+
+
+def create_connection(
+    address: tuple[str, int],
+    timeout: float | object | None = _DEFAULT_TIMEOUT,
+    source_address: tuple[str, int] | None = None,
+    *,
+    all_errors: bool = False,
+    sources: Iterable[str] | str | Sources | None = None,
+    ledger: Ledger | None = None,
+) -> socket.socket:
+    """Connect to *address*, a host name and a port, on a port that the ledger's budget allows.
+
+    In place of ``socket.create_connection``, whose arguments come first and mean the same. The port is
+    given back when the socket is closed or garbage-collected. Wrapped by ``SSLContext.wrap_socket``,
+    the connection counts until the kernel is seen to have let go of it.
+    Raises OSError as ``socket.create_connection`` does, and BudgetExhausted or NoUsableSource.
+    """
+    host, port = address
+    seconds = socket.getdefaulttimeout() if timeout is _DEFAULT_TIMEOUT else cast("float | None", timeout)
+    ledger = ledger or shared_ledger()
+    chosen, source_port = pick_sources(ledger, sources, source_address)
+    to = To(Origin("tcp", host, port), ledger, chosen, port=source_port)
+    try:
+        return cast(GatedSocket, dial(to, resolve(host, port), timeout=seconds))
+    except OSError as error:
+        if all_errors and not isinstance(error, socket.gaierror):
+            raise ExceptionGroup("create_connection failed", [error]) from None
+        raise
+
+
+def pick_sources(
+    ledger: Ledger, sources: Iterable[str] | str | Sources | None, source_address: tuple[str, int] | None
+) -> tuple[Sources, int]:
+    """Return the sources to use, and the source port where *source_address* insists on one."""
+    if source_address is None:
+        return (ledger.sources if sources is None else Sources.of(sources)), 0
+    if sources is not None:
+        raise InvalidOption("give source_address= or sources=, not both")
+    host, port = source_address[:2]
+    if host in ("", "0.0.0.0", "::"):
+        return Sources("system"), port
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        host = str(socket.getaddrinfo(host, None, 0, socket.SOCK_STREAM)[0][4][0])
+    return Sources([host]), port

@@ -1,0 +1,107 @@
+"""The pytest plugin of run.py: puts fewports' classes in the place of the stock ones before any test is imported.
+
+FEWPORTS_UPSTREAM says what to replace ("urllib3", "requests", or nothing for a stock run), FEWPORTS_PACKAGE where the
+replacements are. Also writes down how each test ended, as FEWPORTS_OUTCOMES.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import dummy_server
+import pytest
+
+# Every module of urllib3 in which a name is looked up when it is used.
+HOMES = ("urllib3", "urllib3.connection", "urllib3.connectionpool", "urllib3.poolmanager")
+NAMES = (
+    *("HTTPConnection", "HTTPSConnection", "HTTPConnectionPool", "HTTPSConnectionPool"),
+    *("PoolManager", "ProxyManager"),
+)
+# urllib3's modules that subclass what was replaced; whoever imports them again gets subclasses of ours.
+HEIRS = ("urllib3.contrib.socks", "urllib3.http2.connection")
+
+outcomes: dict[str, str] = {}
+reasons: dict[str, str] = {}
+replaced: list[str] = []
+
+
+def replace_urllib3(ours: ModuleType) -> None:
+    """Bind the names of the stock classes to ours."""
+    import urllib3
+
+    stock = {name: getattr(urllib3.connectionpool, name, None) or getattr(urllib3, name) for name in NAMES}
+    for home in map(importlib.import_module, HOMES):
+        for name, value in list(vars(home).items()):
+            for known, old in stock.items():
+                if value is old:  # VerifiedHTTPSConnection is another name of HTTPSConnection
+                    _bind(home, name, getattr(ours, known))
+    schemes = {"http": ours.HTTPConnectionPool, "https": ours.HTTPSConnectionPool}
+    urllib3.poolmanager.pool_classes_by_scheme.update(schemes)
+    urllib3._DEFAULT_POOL = ours.PoolManager()
+    for heir in HEIRS:
+        if sys.modules.pop(heir, None):
+            parent, _, name = heir.rpartition(".")
+            vars(sys.modules[parent]).pop(name, None)
+
+
+def replace_requests(ours: ModuleType) -> None:
+    """Bind the names of the stock classes to ours."""
+    import requests
+
+    for home in (requests, requests.sessions, requests.adapters):
+        for name, new in (("Session", ours.Session), ("HTTPAdapter", ours.Adapter)):
+            if hasattr(home, name):
+                _bind(home, name, new)
+
+
+def _bind(home: ModuleType, name: str, new: type) -> None:
+    setattr(home, name, new)
+    replaced.append(f"{home.__name__}.{name} = {new.__module__}.{new.__qualname__}")
+
+
+def pytest_report_header() -> list[str]:
+    return replaced or ["stock classes"]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
+        if outcomes.get(report.nodeid) != "failed":  # a failed teardown after a passed call counts
+            outcomes[report.nodeid] = outcome
+    if report.outcome != "passed":
+        reasons[report.nodeid] = _reason(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.failed:
+        outcomes[report.nodeid] = "failed"
+        reasons[report.nodeid] = _reason(report)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # xdist: only the process that hears of all tests
+        told = {"outcomes": outcomes, "reasons": reasons, "replaced": replaced}
+        Path(os.environ["FEWPORTS_OUTCOMES"]).write_text(json.dumps(told, indent=1))
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2]
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message if crash else report.longrepr).strip()[:2000]
+
+
+def _replace() -> None:
+    suite = os.environ.get("FEWPORTS_UPSTREAM")
+    if suite:
+        ours = importlib.import_module(f"{os.environ['FEWPORTS_PACKAGE']}.{suite}")
+        {"urllib3": replace_urllib3, "requests": replace_requests}[suite](ours)
+
+
+_replace()
+dummy_server.complete()
