@@ -108,6 +108,11 @@ class Budget:
             return value
         return cls() if value is None else cls(value)
 
+    @property
+    def uniform(self) -> bool:
+        """Say whether there are no rules: each destination has the same limit."""
+        return not (self._exact or self._hosts or self._networks)
+
     def group(self, destination: Destination, host: str = "") -> Group:
         """Return the account for a connection to *destination*, looked up under the name *host*."""
         if found := self._exact.get(destination):

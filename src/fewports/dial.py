@@ -25,6 +25,8 @@ from .source import SET_ASIDE, Sources
 ATTEMPT_DELAY = 0.25  # seconds; Connection Attempt Delay of RFC 8305, section 5
 ROUTES_FRESH = 10.0  # seconds for which the kernel's choice of a source is remembered
 _turn = itertools.count()
+_BY_SYSTEM = Bound()
+_NONE: frozenset[PortSpace] = frozenset()
 
 
 class Meaning(Enum):
@@ -84,11 +86,17 @@ routes = Routes()
 class DialPlan:
     """Order the ports that would do for one connection, and learn from what fails."""
 
+    __slots__ = ("_chances", "_left", "bound", "error", "to")
+
     def __init__(self, to: To, destinations: Iterable[Destination], now: float) -> None:
         self.to = to
+        chosen = to.sources.word != "system"
+        self.bound = Bound(chosen, to.port, to.sources.foreign) if chosen or to.port else _BY_SYSTEM
         self.error: Exception | None = None
-        self._chances: set[PortSpace] = set()  # spaces whose system-chosen source failed once
-        self._left = self._spread(list(dict.fromkeys(destinations)), now)
+        self._chances: frozenset[PortSpace] = _NONE  # spaces whose system-chosen source failed once
+        self._left = list(destinations)
+        if len(self._left) > 1:
+            self._left = self._spread(list(dict.fromkeys(self._left)), now)
 
     def wants(self, now: float, flying: Iterable[Destination] = ()) -> list[Want]:
         """Return what would do, the best first, without the destinations that are being tried already.
@@ -97,7 +105,7 @@ class DialPlan:
         """
         to = self.to
         wants: list[Want] = []
-        for destination in list(self._left):
+        for destination in tuple(self._left):
             if destination in flying:
                 continue
             try:
@@ -105,7 +113,11 @@ class DialPlan:
             except OSError as error:
                 self._drop(destination, error)
                 continue
-            candidates = to.sources.candidates(destination, to.origin, self._held(destination), now, local)
+            if to.sources.word == "system":
+                candidates = local
+            else:
+                held = self._held(destination)
+                candidates = to.sources.candidates(destination, to.origin, held, now, local)
             if not candidates:
                 reasons = to.sources.reasons(destination, now, local)
                 self._drop(destination, NoUsableSource(str(destination), reasons))
@@ -117,10 +129,6 @@ class DialPlan:
     def more(self, flying: int) -> bool:
         """Say whether there are destinations besides the ones that are being tried."""
         return len(self._left) > flying
-
-    @property
-    def bound(self) -> Bound:
-        return Bound(self._chosen, self.to.port, self.to.sources.foreign)
 
     def failed(self, space: PortSpace, call: str, error: OSError, now: float) -> Meaning:
         """Learn from a failed attempt; the same errno means different things from different calls."""
@@ -135,16 +143,12 @@ class DialPlan:
             return Meaning.FATAL
         if call == "bind":
             self._source_failed(space, None, _bind_reason(error), now)
-        elif call == "connect" and number in (errno.ENETUNREACH, errno.EINVAL) and self._chosen:
+        elif call == "connect" and number in (errno.ENETUNREACH, errno.EINVAL) and self.bound.chosen:
             # ENETUNREACH: no route from there (or at all); EINVAL: a loopback address to another host.
             self._source_failed(space, space.destination, "it has no route there", now)
         else:
             self._drop(space.destination, error)
         return Meaning.ANOTHER
-
-    @property
-    def _chosen(self) -> bool:
-        return self.to.sources.word != "system"
 
     def _source_failed(self, space: PortSpace, destination: Destination | None, reason: str, now: float) -> None:
         sources = self.to.sources
@@ -154,7 +158,7 @@ class DialPlan:
             # The kernel chose an address that is gone by now; it will not choose it again.
             if space in self._chances:
                 self._drop(space.destination, self.error or OSError(reason))
-            self._chances.add(space)
+            self._chances |= {space}
             return
         if sources.set_aside(space.source, destination, reason, now):
             where = str(destination) if destination else None
@@ -168,8 +172,6 @@ class DialPlan:
 
     def _spread(self, destinations: list[Destination], now: float) -> list[Destination]:
         """Order the destinations: families in turn (RFC 8305, section 4), the least used first in each."""
-        if len(destinations) < 2:
-            return destinations
         first = destinations[0].family
         turn = next(_turn)
         families = []

@@ -52,7 +52,8 @@ class GatedSocket(socket.socket):
         _close(self, super()._real_close)  # type: ignore[misc]
 
     def __del__(self) -> None:
-        _drop(self)
+        if self.lease is not None or self.fileno() >= 0:
+            _drop(self)
 
 
 class GatedSSLSocket(ssl.SSLSocket):
@@ -65,7 +66,8 @@ class GatedSSLSocket(ssl.SSLSocket):
         _close(self, super()._real_close)  # type: ignore[misc]
 
     def __del__(self) -> None:
-        _drop(self)
+        if self.lease is not None or self.fileno() >= 0:
+            _drop(self)
 
 
 Gated = GatedSocket | GatedSSLSocket
@@ -82,18 +84,16 @@ class CallFailed(Exception):
 
 
 def open_socket(lease: Lease, bound: Bound, wanted: Sequence[SocketOption], now: float) -> GatedSocket:
-    """Create, prepare and bind a non-blocking socket for the space of *lease*, which it owns from then on.
+    """Create, prepare and bind a socket for the space of *lease*, which it owns from then on.
 
     Raises CallFailed; the lease is then still the caller's.
     """
-    source = lease.space.source
+    source = lease.want.space.source
     features = facts.features()
+    call = "socket"
+    sock = None
     try:
-        call = "socket"
         sock = GatedSocket(family_of(source), socket.SOCK_STREAM)
-    except OSError as error:
-        raise CallFailed(call, error) from error
-    try:
         call = "setsockopt"
         for option in wanted:
             sock.setsockopt(*option)
@@ -108,16 +108,18 @@ def open_socket(lease: Lease, bound: Bound, wanted: Sequence[SocketOption], now:
         if features.no_port and not bound.port:
             options.defer_port(sock)  # else bind takes the port for all destinations at once (fact 2a)
             sock.bind(sockaddr(source, 0))
-        elif bound.chosen:
+        elif bound.chosen or bound.port:
             sock.bind(sockaddr(source, bound.port))
-        sock.setblocking(False)
+        sock.lease = lease
+        lease.socket = weakref.ref(sock)
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise CallFailed(call, error) from error
     except BaseException:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise
-    sock.hold(lease)
     return sock
 
 
@@ -175,19 +177,22 @@ def _close(sock: Gated, close: Callable[[], None]) -> None:
     if lease is None or lease.state >= Lease.RELEASED:
         close()
         return
+    ledger = lease.ledger
     stood = lease.state == Lease.OPEN
-    state = _state_before(sock, lease)
+    spare = sock.reason in _SPARED or lease.pressed
+    state = _state_before(sock, lease, spare)
     try:
         close()
     finally:
-        # Certain: closed in SYN_SENT, the port is free (fact 6j). With TIME_WAIT to come and ports plenty,
-        # the kernel is asked when it matters.
-        time_wait = lease.flow is not None
-        plenty = state == State.ESTABLISHED and not lease.pressed and sock.reason not in _SPARED
-        lease.ledger.release(lease, monotonic(), time_wait=time_wait, ask=not plenty)
-        if stood and lease.flow is not None:
-            reason = CloseReason.PEER_CLOSED if state == State.CLOSE_WAIT else sock.reason
-            lease.ledger.emit(ConnectionClosed(lease.flow, reason, time_wait and state != State.CLOSE_WAIT))
+        # Closed in SYN_SENT the port is free (fact 6j). With TIME_WAIT to come, and ports plenty, the
+        # kernel is asked when it matters; else now.
+        flow = lease.flow
+        ask = spare or state != State.ESTABLISHED
+        ledger.release(lease, monotonic(), time_wait=flow is not None, ask=ask)
+        if stood and flow is not None and ledger.heard:
+            by_peer = state == State.CLOSE_WAIT
+            reason = CloseReason.PEER_CLOSED if by_peer else sock.reason
+            ledger.emit(ConnectionClosed(flow, reason, not by_peer))
 
 
 def _drop(sock: Gated) -> None:
@@ -199,14 +204,14 @@ def _drop(sock: Gated) -> None:
         _socket.socket.close(sock)
     else:
         sock.lease = None
-        _state_before(sock, lease)
+        _state_before(sock, lease, lease.pressed)
         _socket.socket.close(sock)
         lease.ledger.orphan(lease, time_wait=lease.flow is not None)
     if number >= 0:
         warnings.warn(f"unclosed {text}", ResourceWarning, source=sock, stacklevel=2)
 
 
-def _state_before(sock: Gated, lease: Lease) -> int | None:
+def _state_before(sock: Gated, lease: Lease, spare: bool) -> int | None:
     """Find the state of the connection, and prepare the close that suits it."""
     try:
         state = options.tcp_state(sock)
@@ -214,7 +219,6 @@ def _state_before(sock: Gated, lease: Lease) -> int | None:
             # It stood, or stood already, although nobody had noted that: its port may stay.
             address, port = from_sockaddr(sock.getsockname())
             lease.flow = Flow(address, port, lease.space.destination) if port else None
-        spare = lease.pressed or sock.reason in _SPARED
         if spare and state == State.ESTABLISHED and facts.features().linger2:
             options.skip_time_wait(sock)
     except OSError:

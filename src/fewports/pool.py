@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -87,12 +87,18 @@ class Pool(Generic[C]):
         """Return when a connection opened *now* has reached its maximum age."""
         return now + self.limits.age * (1 - AGE_JITTER * self._chance())
 
-    def take(self, now: float) -> tuple[C | Place | None, list[Ending[C]]]:
+    def take(self, now: float) -> tuple[C | Place | None, Sequence[Ending[C]]]:
         """Return an idle connection, or the place for a new one, or None: then join the line.
 
         Raises PoolClosed.
         """
         with self._lock:
+            if self._idle and self._idle[-1].expires > now and self.limits.bound is None:
+                self.used += 1
+                connection = self._idle.pop()
+                if lease := connection.lease:
+                    lease.idle = False
+                return connection, ()
             return self._take(True, now)
 
     def join(self, waiter: Waiter, now: float, *, place: bool) -> list[Ending[C]]:
@@ -113,14 +119,30 @@ class Pool(Generic[C]):
         with self._lock:
             self._line.pop(waiter, None)
 
-    def give_back(self, connection: C, now: float) -> list[Ending[C]]:
+    def give_back(self, connection: C, now: float) -> Sequence[Ending[C]]:
         """Hand *connection*, clean at a request boundary, to who is next, or keep it idle."""
         lease = connection.lease
+        with self._lock:
+            plain = not (self._line or self.closed) and connection.expires > now
+            if plain:
+                self.used -= 1
+                connection.idle_since = now
+                if lease:
+                    lease.idle = True
+                self._idle.append(connection)
+        endings = () if plain else self._give_back(connection, lease, now)
+        # Looked at again after it became idle: who joined the line in between has looked here before.
+        if lease and lease.wanted and lease.idle and self._wanted_elsewhere(lease) and self.remove(connection):
+            endings = (*endings, (connection, CloseReason.GAVE_WAY))
+        return endings
+
+    def _give_back(self, connection: C, lease: Lease | None, now: float) -> Sequence[Ending[C]]:
+        """Give back where somebody waits, or the connection is not to be kept."""
         rival = lease.ledger.first_in_line(lease) if lease and lease.wanted else None
+        endings: list[Ending[C]] = []
+        woken: list[Waiter] = []
         with self._lock:
             self.used -= 1
-            endings: list[Ending[C]] = []
-            woken: list[Waiter] = []
             if self.closed:
                 endings.append((connection, CloseReason.POOL_CLOSED))
             elif connection.expires <= now:
@@ -133,9 +155,6 @@ class Pool(Generic[C]):
             self._serve_places(woken)
         for waiter in woken:
             waiter.wake()
-        # Looked at again after it became idle: who joined the line in between has looked here before.
-        if lease and lease.idle and lease.wanted and self._wanted_elsewhere(lease) and self.remove(connection):
-            endings.append((connection, CloseReason.GAVE_WAY))
         return endings
 
     def drop_place(self) -> None:

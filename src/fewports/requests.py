@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import requests
 from requests.adapters import DEFAULT_POOLBLOCK, DEFAULT_POOLSIZE, DEFAULT_RETRIES, HTTPAdapter
@@ -53,7 +53,7 @@ class Adapter(HTTPAdapter):
     *idle_limit* seconds without use and for *max_age* seconds in all. Raises InvalidOption.
     """
 
-    __attrs__: ClassVar[list[str]] = [*HTTPAdapter.__attrs__, "_options"]
+    __attrs__: list[str] = [*HTTPAdapter.__attrs__, "_options"]  # noqa: RUF012 - as requests declares it
 
     def __init__(
         self,

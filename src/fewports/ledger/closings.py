@@ -32,7 +32,18 @@ class Referee(NamedTuple):
 def kernel_referee() -> Referee:
     """Ask the system that we run on."""
     ask = diag.look_up if diag.available() else None
-    return Referee(lambda now: facts.port_range(now).size, facts.time_wait_hold, ask)
+    return Referee(_capacity, facts.time_wait_hold, ask)
+
+
+_sized: tuple[facts.PortRange | None, int] = (None, 0)
+
+
+def _capacity(now: float) -> int:
+    global _sized
+    ports = facts.port_range(now)
+    if ports is not _sized[0]:
+        _sized = (ports, ports.size)
+    return _sized[1]
 
 
 class Closings:
@@ -67,13 +78,14 @@ class Closings:
 
     def charge(self, closing: Closing) -> None:
         """Enter *closing* with each of its accounts, whose held ports include it already."""
-        for account in closing.accounts:
+        asked = closing.ask_at == inf
+        for account in closing.want.accounts:
             if not closing.watched:
                 account.time_wait += 1
-                account.closings.append(closing)
-            if closing.ask_at != inf:
-                account.questions.append(closing)
-            account.tidy()
+            queue = account.closings if asked else account.questions
+            if queue and queue[0].done:
+                account.tidy()
+            queue.append(closing)
 
     def end(self, closing: Closing) -> None:
         """Note that the kernel let go of it."""
@@ -153,9 +165,9 @@ class Closings:
             self.watched.discard(closing)  # whoever had its socket has closed it: TIME_WAIT
             closing.watched = False
             self.charge(closing)
-        elif closing.ask_at != inf:
+        else:
             for account in closing.accounts:
-                account.questions.append(closing)
+                (account.closings if closing.ask_at == inf else account.questions).append(closing)
         if not closing.watched:
             heapq.heappush(self._heap, (closing.due, closing))
 

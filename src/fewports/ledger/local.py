@@ -120,8 +120,8 @@ class Ledger:
             if new_budget is not None:
                 self.budget = new_budget
                 self._charge_anew(monotonic())
-            out = self._collect()
-        self._act(out)
+        if self._out:
+            self._act()
 
     # What dialing calls.
 
@@ -135,7 +135,7 @@ class Ledger:
         if (capacity := self._referee.capacity(now)) != self._capacity:
             self._resize(capacity)
         key = (space, host, budget, client)
-        if want := self._wants.get(key):
+        if (want := self._wants.get(key)) is not None:
             return want
         with self._lock:
             if len(self._wants) >= CACHED_WANTS:
@@ -153,8 +153,8 @@ class Ledger:
                 self._catch_up(now)
                 refuser = self._serve(waiter, wants, now)
                 questions = self._closings.questions(_full_accounts(wants, now), now) if refuser else []
-                out = self._collect()
-            self._act(out)
+            if self._out:
+                self._act()
             if not refuser or not self._ask(questions, now):
                 return refuser
 
@@ -170,8 +170,8 @@ class Ledger:
                 self._line_up(waiter, now)
                 if fresh and self._emits:
                     self._out.append(WaitStarted(refuser.usage()))
-            out = self._collect()
-        self._act(out)
+        if self._out:
+            self._act()
 
     def leave(self, waiter: Waiter, now: float, *, served: bool) -> None:
         """Take *waiter* out of all lines; a lease that it was given and did not use goes back."""
@@ -182,8 +182,8 @@ class Ledger:
                 self._release(outcome, now, None)
             if waiter.joined is not None and self._emits:
                 self._out.append(WaitEnded(now - waiter.joined, served))
-            out = self._collect()
-        self._act(out)
+        if self._out:
+            self._act()
 
     def opened(self, lease: Lease, flow: Flow, now: float) -> None:
         """Note that the connection of *lease* stands."""
@@ -194,17 +194,18 @@ class Ledger:
                 self._free(former, now)  # the kernel gave us this port: nothing holds it any more
             lease.flow = flow
             lease.state = Lease.OPEN
-            for account in lease.accounts:
+            for account in lease.want.accounts:
                 account.dialing -= 1
-            self._leave_pace(lease, now)
-            space = lease.accounts[0]
+            if lease.want.pace:
+                self._leave_pace(lease, now)
+            space = lease.want.accounts[0]
             if space.backoff:
                 space.backoff = 0.0
                 self._unblock(space, now)
             if self._emits:
                 self._out.append(ConnectionOpened(flow, now - lease.reserved))
-            out = self._collect()
-        self._act(out)
+        if self._out:
+            self._act()
 
     def release(self, lease: Lease, now: float, *, time_wait: bool = False, ask: bool = False) -> None:
         """Give back the port of *lease*; raise LeaseError if that was done before.
@@ -219,8 +220,8 @@ class Ledger:
                 closing = None
         with self._lock:
             self._release(lease, now, closing)
-            out = self._collect()
-        self._act(out)
+        if self._out:
+            self._act()
         if closing and self._full:
             self.nudge()
 
@@ -237,8 +238,8 @@ class Ledger:
             if self._emits:
                 self._out.append(KernelRefused(lease.space))
             self._release(lease, now, None, unblock=False)
-            out = self._collect()
-        self._act(out)
+        if self._out:
+            self._act()
 
     def orphan(self, lease: Lease, *, time_wait: bool = True, watch: bool = False) -> None:
         """Give back *lease* from a finalizer, where no lock may be taken: the next call sees to it.
@@ -297,9 +298,14 @@ class Ledger:
                 accounts = list(self._accounts.values())
                 questions += self._closings.questions(accounts, now)
                 questions = list(dict.fromkeys((*questions, *self._closings.watched)))
-            out = self._collect()
-        self._act(out)
+        if self._out:
+            self._act()
         self._ask(questions, now)
+
+    @property
+    def heard(self) -> bool:
+        """Say whether anybody subscribed."""
+        return bool(self._emits)
 
     def emit(self, event: Event) -> None:
         """Tell the subscribers; no lock may be held."""
@@ -329,10 +335,14 @@ class Ledger:
     # Below: the lock is held, except in _act and _ask.
 
     def _want(self, space: PortSpace, host: str, budget: Budget | None, client: object) -> Want:
-        accounts = [
-            self._account(("range", space), str(space), "range", WHOLE_RANGE, self.budget),
-            self._charge("ledger", self.budget, None, space, host),
-        ]
+        if self.budget.uniform and (share := self.budget.limit).share is not None:
+            # Each space has its share of the range, which is less than the range: one account says both.
+            accounts = [self._account(("range", space), str(space), "ledger", share, self.budget)]
+        else:
+            accounts = [
+                self._account(("range", space), str(space), "range", WHOLE_RANGE, self.budget),
+                self._charge("ledger", self.budget, None, space, host),
+            ]
         if budget is not None:
             accounts.append(self._charge("client", budget, client, space, host))
         pace = None
@@ -361,7 +371,7 @@ class Ledger:
         refuser: Account | None = None
         for want in wants:
             for account in want.accounts:
-                if account.full(now):
+                if account.held >= account.limit or (account.blocked_until and account.full(now)):
                     refuser = refuser or account
                     break
             else:
@@ -371,7 +381,8 @@ class Ledger:
                 lease = Lease(self, want, waiter.holder, now)
                 if waiter.deliver(lease):
                     self._book(lease)
-                    self._unline(waiter)
+                    if waiter.lines:
+                        self._unline(waiter)
                 return None
         return refuser
 
@@ -454,14 +465,14 @@ class Ledger:
             else:
                 # Another account keeps it waiting: it stands in the line of that one, at its old place.
                 heapq.heappop(account.line)
-                waiter.lines.discard(account)
+                waiter.lines = waiter.lines - {account}
                 self._count_waiting(account, -1)
                 self._line_up(waiter, now)
 
     def _line_up(self, waiter: Waiter, now: float) -> None:
         for account in _full_accounts(waiter.wants, now):
             if account not in waiter.lines:
-                waiter.lines.add(account)
+                waiter.lines = {*waiter.lines, account}
                 heapq.heappush(account.line, (waiter.ticket, waiter))
                 self._count_waiting(account, +1)
 
@@ -469,7 +480,7 @@ class Ledger:
         for account in waiter.lines:
             self._count_waiting(account, -1)
             account.tidy()
-        waiter.lines.clear()
+        waiter.lines = set()
 
     def _count_waiting(self, account: Account, step: int) -> None:
         account.waiting += step
@@ -499,8 +510,9 @@ class Ledger:
     def _catch_up(self, now: float) -> None:
         while self._orphans:
             self._adopt(*self._orphans.popleft(), now)
-        for closing in self._closings.over(now):
-            self._free(closing, now)
+        if self._closings.next_due() <= now:
+            for closing in self._closings.over(now):
+                self._free(closing, now)
 
     def _adopt(self, lease: Lease, time_wait: bool, watch: bool, now: float) -> None:
         if lease.state >= Lease.RELEASED:
@@ -527,8 +539,8 @@ class Ledger:
                     self._free(closing, now)
                 elif not closing.done:
                     self._closings.note(closing)
-            out = self._collect()
-        self._act(out)
+        if self._out:
+            self._act()
         return any(free)
 
     def _crossed(self, account: Account) -> None:
@@ -574,13 +586,9 @@ class Ledger:
     def _same(self, want: Want) -> Want:
         return self._want(want.space, want.host, want.budget, want.client)
 
-    def _collect(self) -> list[Waiter | Event]:
-        out = self._out
-        if out:
-            self._out = []
-        return out
-
-    def _act(self, out: list[Waiter | Event]) -> None:
+    def _act(self) -> None:
+        with self._lock:
+            out, self._out = self._out, []
         for item in out:
             if isinstance(item, Waiter):
                 item.wake()

@@ -46,12 +46,13 @@ class Alarm:
 
 def resolve(host: str, port: int, family: int = socket.AF_UNSPEC) -> list[Destination]:
     """Look up the addresses of *host*, in the system's order (RFC 6724); raises socket.gaierror."""
-    found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-    return [
-        Destination(*from_sockaddr(name))  # type: ignore[arg-type]
-        for kind, _, _, _, name in found
-        if kind in (socket.AF_INET, socket.AF_INET6)
-    ]
+    found = []
+    for kind, _, _, _, name in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
+        if kind == socket.AF_INET:
+            found.append(Destination(name[0], name[1]))  # type: ignore[arg-type]
+        elif kind == socket.AF_INET6:
+            found.append(Destination(*from_sockaddr(name)))  # type: ignore[arg-type]
+    return found
 
 
 def dial(
@@ -73,7 +74,9 @@ def dial(
 
 
 class _Dialing(Generic[C]):
-    """One connection on its way: the line, then attempts that race."""
+    """One connection on its way: the line, then one attempt, or several that race."""
+
+    __slots__ = ("flying", "ledger", "lined", "options", "plan", "pool", "timeout", "wait", "waited", "waiter")
 
     def __init__(
         self,
@@ -87,82 +90,106 @@ class _Dialing(Generic[C]):
         self.plan = DialPlan(to, destinations, monotonic())
         self.ledger = to.ledger
         self.timeout = timeout
-        self.wait = inf if wait is None else wait
+        self.wait = wait
         self.options = options
         self.pool = pool
         self.waiter = Waiter(_nobody, pool)
+        self.lined = False  # stood in line
         self.waited = 0.0
         self.flying: dict[int, tuple[GatedSocket, Lease, float]] = {}  # by descriptor, with the deadline
 
     def run(self) -> GatedSocket | C:
         won: GatedSocket | C | None = None
         try:
-            won = self._race()
+            won = self._race() if self.plan.more(1) else self._straight()
             return won
         finally:
             # Every way out gives back what was taken: losers, a crossed grant, the place in line.
-            for sock, _, _ in self.flying.values():
+            if self.flying:
+                for sock, _, _ in self.flying.values():
+                    sock.close()
+            if won is None or self.lined:
+                self._leave(won)
+
+    def _straight(self) -> GatedSocket | C:
+        """Connect to the one destination there is."""
+        while True:
+            now = monotonic()
+            outcome = self._reserve(self.plan.wants(now), now)
+            if not isinstance(outcome, Lease):
+                return outcome
+            if (sock := self._open(outcome, now)) is None:
+                continue
+            destination = outcome.want.space.destination
+            try:
+                if self.timeout != sock.gettimeout():
+                    sock.settimeout(self.timeout)
+                sock.connect(sockaddr(destination.address, destination.port))
+                self._stands(sock, outcome)
+                return sock
+            except OSError as error:
+                self._fail(sock, outcome, error)
+            except BaseException:
                 sock.close()
-            self._leave(won)
+                raise
 
     def _race(self) -> GatedSocket | C:
+        """Try the destinations one after the other, each a moment after the one before (RFC 8305)."""
         next_at = 0.0
         while True:
             now = monotonic()
             if now >= next_at or not self.flying:
-                outcome = self._start(now)
+                outcome = self._launch(now)
                 if outcome is not None:
                     return outcome
                 next_at = monotonic() + ATTEMPT_DELAY
             if self.flying and (sock := self._watch(next_at)):
                 return sock
 
-    def _start(self, now: float) -> C | None:
-        """Begin one attempt more, if a port can be had; wait for it only while nothing else is on its way."""
+    def _launch(self, now: float) -> C | None:
+        """Begin one attempt more; wait for a port only while nothing else is on its way."""
         while True:
-            trying = [lease.space.destination for _, lease, _ in self.flying.values()]
-            wants = self.plan.wants(now, trying)
-            if not wants:
-                if self.flying:
-                    return None
-                raise self.plan.error or OSError(errno.EADDRNOTAVAIL, "name resolution gave no address")
-            refuser = self.ledger.reserve(self.waiter, wants, now)
-            while refuser and self._reclaim(wants, now):
-                now = monotonic()
-                refuser = self.ledger.reserve(self.waiter, wants, now)
-            if refuser:
-                if self.flying:
-                    return None
-                self._wait(wants, refuser)
-            outcome = self.waiter.outcome
-            if not isinstance(outcome, Lease):
-                if outcome is None:
-                    raise PoolClosed("the pool was closed while a request waited for a connection")
-                return cast(C, outcome)
-            if self._fly(outcome):
+            wants = self.plan.wants(now, [lease.space.destination for _, lease, _ in self.flying.values()])
+            if self.flying and (not wants or self.ledger.reserve(self.waiter, wants, now)):
                 return None
+            outcome = self.waiter.outcome or self._reserve(wants, now)
+            if not isinstance(outcome, Lease):
+                return cast(C, outcome)
+            if (sock := self._open(outcome, now)) is not None:
+                self.waiter = self.waiter.again()
+                destination = outcome.space.destination
+                deadline = inf if self.timeout is None else now + self.timeout
+                self.flying[sock.fileno()] = (sock, outcome, deadline)
+                sock.setblocking(False)
+                code = sock.connect_ex(sockaddr(destination.address, destination.port))
+                if code in (0, errno.EINPROGRESS):
+                    return None
+                del self.flying[sock.fileno()]
+                self._fail(sock, outcome, OSError(code, os.strerror(code)))
             now = monotonic()
 
-    def _fly(self, lease: Lease) -> bool:
-        """Open a socket for *lease* and start to connect; say whether that is on its way."""
-        space = lease.space
-        now = monotonic()
+    def _reserve(self, wants: Sequence[Want], now: float) -> Lease | C:
+        """Return a lease, or a connection that came free first; wait for either."""
+        if not wants:
+            raise self.plan.error or OSError(errno.EADDRNOTAVAIL, "name resolution gave no address")
+        refuser = self.ledger.reserve(self.waiter, wants, now)
+        while refuser and self._reclaim(wants, now):
+            now = monotonic()
+            refuser = self.ledger.reserve(self.waiter, wants, now)
+        if refuser:
+            self._wait(wants, refuser)
+        outcome = self.waiter.outcome
+        if outcome is None:
+            raise PoolClosed("the pool was closed while a request waited for a connection")
+        return outcome  # type: ignore[return-value]
+
+    def _open(self, lease: Lease, now: float) -> GatedSocket | None:
         try:
-            sock = open_socket(lease, self.plan.bound, self.options, now)
+            return open_socket(lease, self.plan.bound, self.options, now)
         except CallFailed as failure:
             self.ledger.release(lease, monotonic())
-            self._used_up()
             self._learn(lease, failure.call, failure.error)
-            return False
-        deadline = inf if self.timeout is None else now + self.timeout
-        self.flying[sock.fileno()] = (sock, lease, deadline)
-        self._used_up()
-        code = sock.connect_ex(sockaddr(space.destination.address, space.destination.port))
-        if code not in (0, errno.EINPROGRESS):
-            self._land(sock)
-            self._fail(sock, lease, code)
-            return False
-        return True
+            return None
 
     def _watch(self, next_at: float) -> GatedSocket | None:
         """Wait until an attempt has an end or the next one is due; return the socket that won."""
@@ -173,52 +200,44 @@ class _Dialing(Generic[C]):
         poll = select.poll()
         for number in self.flying:
             poll.register(number, select.POLLOUT)
-        ready = poll.poll(None if until == inf else max(0.0, until - now) * 1000)
-        for number, _ in ready:
+        for number, _ in poll.poll(None if until == inf else max(0.0, until - now) * 1000):
             sock, lease, _ = self.flying[number]
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
-                return self._stands(sock, lease)
-            self._land(sock)
-            self._fail(sock, lease, code)
+                self._stands(sock, lease)
+                sock.settimeout(self.timeout)
+                del self.flying[number]
+                return sock
+            del self.flying[number]
+            self._fail(sock, lease, OSError(code, os.strerror(code)))
         now = monotonic()
-        for sock, lease, deadline in list(self.flying.values()):
+        for number, (sock, lease, deadline) in list(self.flying.items()):
             if deadline <= now:
-                self._land(sock)
-                sock.close()
-                self._learn(lease, "connect", TimeoutError("timed out"))
+                del self.flying[number]
+                self._fail(sock, lease, TimeoutError("timed out"))
         return None
 
-    def _stands(self, sock: GatedSocket, lease: Lease) -> GatedSocket:
-        address, port = from_sockaddr(sock.getsockname())
-        self.ledger.opened(lease, Flow(address, port, lease.space.destination), monotonic())
-        sock.settimeout(self.timeout)
-        self._land(sock)
-        return sock
+    def _stands(self, sock: GatedSocket, lease: Lease) -> None:
+        space = lease.want.space
+        self.ledger.opened(lease, Flow(space.source, sock.getsockname()[1], space.destination), monotonic())
 
-    def _land(self, sock: GatedSocket) -> None:
-        del self.flying[sock.fileno()]
-
-    def _fail(self, sock: GatedSocket, lease: Lease, code: int) -> None:
-        exhausted = code == errno.EADDRNOTAVAIL and not self.plan.to.port
-        if exhausted:
+    def _fail(self, sock: GatedSocket, lease: Lease, error: OSError) -> None:
+        """Close after a failed connect() and learn from it."""
+        if error.errno == errno.EADDRNOTAVAIL and not self.plan.to.port:
             sock.lease = None
             sock.close()
             self.ledger.refused(lease, monotonic())
         else:
             sock.close()
-        self._learn(lease, "connect", OSError(code, os.strerror(code)))
+        self._learn(lease, "connect", error)
 
     def _learn(self, lease: Lease, call: str, error: OSError) -> None:
+        self.waiter = self.waiter.again()  # the lease that was delivered is spent
         meaning = self.plan.failed(lease.space, call, error, monotonic())
         if meaning is not Meaning.PORTS:
             self.ledger.emit(DialFailed(lease.space, call, error))
         if meaning is Meaning.FATAL:
             raise error
-
-    def _used_up(self) -> None:
-        """Be ready for another outcome: the lease that was delivered has an owner now, or is given back."""
-        self.waiter = self.waiter.again()
 
     def _reclaim(self, wants: Sequence[Want], now: float) -> bool:
         """Have one idle connection of another pool give way to us."""
@@ -234,7 +253,9 @@ class _Dialing(Generic[C]):
         began = monotonic()
         if refuser.budget.refuses:
             raise self.ledger.exhausted(refuser, began, self.waited)
-        limit = min(refuser.budget.wait, self.wait) - self.waited
+        self.lined = True
+        limit = refuser.budget.wait if self.wait is None else min(refuser.budget.wait, self.wait)
+        deadline = began + limit - self.waited
         alarm = Alarm()
         waiter = self.waiter
         waiter.wake = alarm.wake
@@ -246,7 +267,7 @@ class _Dialing(Generic[C]):
             timer.watch_ledger(self.ledger)
             if not waiter.decided:
                 self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
-        while not waiter.decided and (left := began + limit - monotonic()) > 0:
+        while not waiter.decided and (left := deadline - monotonic()) > 0:
             alarm.wait(left)
         now = monotonic()
         self.waited += now - began
