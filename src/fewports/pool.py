@@ -184,6 +184,12 @@ class Pool(Generic[C]):
         with self._lock:
             return self._remove(connection)
 
+    def restore(self, connection: C, now: float) -> Sequence[Ending[C]]:
+        """Put back what remove() took out, or hand it to who has joined the line since."""
+        with self._lock:
+            self.used += 1
+        return self.give_back(connection, now)
+
     def quiet(self) -> list[C]:
         """Return the connections that nobody uses."""
         with self._lock:

@@ -243,7 +243,8 @@ class _Dialing(Generic[C]):
         """Have one idle connection of another pool give way to us."""
         for account, holders in self.ledger.rivals(wants, now):
             for holder in holders:
-                if victim := holder.surrender(account):
+                # What is idle in our own pool is ours as it is: join() finds it.
+                if holder is not self.pool and (victim := holder.surrender(account)):
                     victim.give_way()
                     return True
         return False

@@ -100,7 +100,7 @@ class Timer:
                     self._ledgers.add(ledger)
             times.append(due)
         for pool in list(self._pools):
-            for connection, reason in [*pool.expire(now), *_left_by_peer(pool)]:
+            for connection, reason in (*pool.expire(now), *_left_by_peer(pool, now)):
                 connection.end(reason)
             due = pool.due()
             if due is None:
@@ -115,17 +115,28 @@ class Timer:
         return min(times) - monotonic() if times else None
 
 
-def _left_by_peer(pool: Pool[Any]) -> list[tuple[Idle, CloseReason]]:
+def _left_by_peer(pool: Pool[Any], now: float) -> list[tuple[Idle, CloseReason]]:
     """Take out the connections that their peers have closed: their ports are free at once."""
-    by_number = {connection.fileno(): connection for connection in pool.quiet()}
+    left: list[tuple[Idle, CloseReason]] = []
+    for connection in _readable(pool.quiet()):
+        if not pool.remove(connection):
+            continue
+        # What we saw may have been the response to a request that is over by now: only the second look,
+        # at a connection that nobody else has, tells.
+        if _readable([connection]):
+            left.append((connection, CloseReason.PEER_CLOSED))
+        else:
+            left.extend(pool.restore(connection, now))
+    return left
+
+
+def _readable(connections: list[Any]) -> list[Any]:
+    by_number = {connection.fileno(): connection for connection in connections}
     by_number.pop(-1, None)
-    if not by_number:
-        return []
     poll = select.poll()
     for number in by_number:
         poll.register(number, select.POLLIN)
-    readable = [by_number[number] for number, _ in poll.poll(0)]
-    return [(connection, CloseReason.PEER_CLOSED) for connection in readable if pool.remove(connection)]
+    return [by_number[number] for number, _ in poll.poll(0)]
 
 
 timer = Timer()

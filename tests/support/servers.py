@@ -1,0 +1,260 @@
+"""Real servers for tests: context managers in the test process, the servers in processes of their own.
+
+All of them end with the test process, and their ports lie outside of the ephemeral range. "https" certificates are
+signed by one CA of the test process; *ca_path* is its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import trustme
+
+from support import need
+from support.child import Child
+from support.listeners import free_port
+from support.sampler import Kernel
+
+NAMES = ("localhost", "localhost.", "service.test", "*.service.test")
+HELLO = b'{"message": "%s"}' % (b"x" * 185)  # 200 bytes
+
+
+class Authority(NamedTuple):
+    """The CA of this process, and the certificate (chain, key) of all its servers."""
+
+    ca_path: str
+    chain: str
+    key: str
+
+
+@functools.cache
+def authority(*addresses: str) -> Authority:
+    """Make a CA and a certificate for localhost, service.test, its subdomains and the given addresses."""
+    place = Path(_directory())
+    ca = _ca()
+    leaf = ca.issue_cert(*NAMES, *addresses)
+    name = str(len(list(place.iterdir())))
+    ca_path, chain, key = place / "ca.pem", place / f"{name}-chain.pem", place / f"{name}-key.pem"
+    ca.cert_pem.write_to_path(str(ca_path))
+    leaf.private_key_pem.write_to_path(str(key))
+    chain.write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
+    return Authority(str(ca_path), str(chain), str(key))
+
+
+@functools.cache
+def _ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@functools.cache
+def _directory() -> str:
+    # The object stays in the cache of _kept() until the interpreter ends, and removes the directory then.
+    return _kept().name
+
+
+@functools.cache
+def _kept() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="fewports-ca-")
+
+
+class Listening:
+    """Where a server is. The first address is the one of *host*, *port* and *url*."""
+
+    scheme = "http"
+    addresses: list[tuple[str, int]]
+    ca_path: str | None = None
+
+    @property
+    def host(self) -> str:
+        return self.addresses[0][0]
+
+    @property
+    def port(self) -> int:
+        return self.addresses[0][1]
+
+    @property
+    def url(self) -> str:
+        """The URL without a path: http://127.0.0.1:12345."""
+        return self.urls[0]
+
+    @property
+    def urls(self) -> list[str]:
+        return [
+            f"{self.scheme}://[{address}]:{port}" if ":" in address else f"{self.scheme}://{address}:{port}"
+            for address, port in self.addresses
+        ]
+
+
+class Served(Listening):
+    """A server of ours in a child process."""
+
+    def __init__(self, main: str, settings: dict[str, Any]) -> None:
+        self._main, self._settings = main, settings
+        self._child: Child | None = None
+
+    def __enter__(self) -> Self:
+        self._child = Child(self._main, self._settings)
+        self.addresses = [(address, port) for address, port in self._child.ready["addresses"]]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._child
+        self._child.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._child
+        return self._child.pid
+
+    def stats(self) -> dict[str, Any]:
+        """Ask for the counts, without opening a connection."""
+        assert self._child
+        return self._child.stats()
+
+
+class HttpServer(Served):
+    """The HTTP/1.1 server of http_server.py; its paths are listed there.
+
+    It listens on *ports* ports, each on all *addresses*. *close_after_response*: it closes first, after each
+    response, with "Connection: close" unless not *announce_close*. *kill_probability*: that part of the requests ends
+    in a reset, *kill* "before" the response, "after" it, or "either"; *seed* makes it repeatable.
+    *keepalive_timeout*: it closes what was idle for so many seconds.
+    stats(): accepted, open, most_open, requests, killed, sources (connections accepted from each client address).
+    """
+
+    def __init__(
+        self,
+        *addresses: str,
+        ports: int = 1,
+        tls: bool = False,
+        close_after_response: bool = False,
+        announce_close: bool = True,
+        kill_probability: float = 0.0,
+        kill: str = "either",
+        keepalive_timeout: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        addresses = addresses or ("127.0.0.1",)
+        keys = authority(*addresses) if tls else None
+        super().__init__(
+            "http_server:Server",
+            {
+                "addresses": addresses,
+                "ports": ports,
+                "tls": keys and (keys.chain, keys.key),
+                "close_after_response": close_after_response,
+                "announce_close": announce_close,
+                "kill_probability": kill_probability,
+                "kill": kill,
+                "keepalive_timeout": keepalive_timeout,
+                "seed": seed,
+            },
+        )
+        if keys:
+            self.scheme, self.ca_path = "https", keys.ca_path
+
+
+class SocksProxy(Served):
+    """A SOCKS5 proxy; with *credentials* (user, password) it takes nobody else.
+
+    stats(): accepted, open, refused (wrong credentials), tunnels (list of host:port).
+    """
+
+    scheme = "socks5"
+
+    def __init__(self, address: str = "127.0.0.1", *, credentials: tuple[str, str] | None = None) -> None:
+        super().__init__("proxies:Socks", {"address": address, "tls": None, "credentials": credentials})
+
+
+class HttpProxy(Served):
+    """A proxy that forwards and tunnels (CONNECT); *tls* is towards the client.
+
+    stats(): accepted, open, refused (wrong credentials), forwarded (requests), tunnels (list of host:port).
+    """
+
+    def __init__(
+        self, address: str = "127.0.0.1", *, tls: bool = False, credentials: tuple[str, str] | None = None
+    ) -> None:
+        keys = authority(address) if tls else None
+        pair = keys and (keys.chain, keys.key)
+        super().__init__("proxies:Http", {"address": address, "tls": pair, "credentials": credentials})
+        if keys:
+            self.scheme, self.ca_path = "https", keys.ca_path
+
+
+class Nginx(Listening):
+    """The real nginx, one process, replying HELLO (200 bytes of JSON) to every path; HTTPS with *tls*.
+
+    The test ends as need.missing() says where nginx is not installed. *keepalive_timeout* is in seconds.
+    """
+
+    def __init__(self, *addresses: str, tls: bool = False, keepalive_timeout: int = 3600) -> None:
+        self._addresses = addresses or ("127.0.0.1",)
+        self._keepalive = keepalive_timeout
+        self._keys = authority(*self._addresses) if tls else None
+        if self._keys:
+            self.scheme, self.ca_path = "https", self._keys.ca_path
+
+    def __enter__(self) -> Self:
+        nginx = need.program("nginx")
+        port = free_port(list(self._addresses))
+        self.addresses = [(address, port) for address in self._addresses]
+        with contextlib.ExitStack() as stack:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="fewports-nginx-"))
+            Path(place, "nginx.conf").write_text(self._config(place))
+            arguments = [nginx, "-p", place, "-c", f"{place}/nginx.conf", "-e", "stderr"]
+            # The kernel kills it when we die (PR_SET_PDEATHSIG = 1); the setting survives exec.
+            start = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+            process = subprocess.Popen([sys.executable, "-c", start, *arguments], stdin=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            self._wait(process, port)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _wait(self, process: subprocess.Popen[bytes], port: int) -> None:
+        """Wait until it listens, which the kernel says: a connection to try would leave a TIME_WAIT."""
+        deadline = time.monotonic() + 10
+        with contextlib.closing(Kernel()) as kernel:
+            while len(kernel.listening(port)) < len(self._addresses):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"nginx does not start (exit code {process.poll()}); see the captured stderr")
+                time.sleep(0.01)
+
+    def _config(self, place: str) -> str:
+        listen = [url.partition("//")[2] for url in self.urls]
+        tls = f"ssl_certificate {self._keys.chain}; ssl_certificate_key {self._keys.key};" if self._keys else ""
+        suffix = " ssl" if self._keys else ""
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        return "\n".join(
+            [
+                "daemon off; master_process off; error_log stderr; pid nginx.pid;",
+                "user root;" if os.geteuid() == 0 else "",
+                "events { worker_connections 16384; }",
+                "worker_rlimit_nofile 20000;" if os.geteuid() == 0 else "",
+                "http {",
+                *(f"{kind}_temp_path {place}/{kind};" for kind in kinds),
+                f"access_log off; keepalive_timeout {self._keepalive}; keepalive_requests 100000000;",
+                "server {",
+                *(f"listen {where}{suffix} backlog=8192;" for where in listen),
+                tls,
+                "location / { default_type application/json; return 200 '" + HELLO.decode() + "'; }",
+                "}}",
+            ]
+        )
