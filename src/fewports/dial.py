@@ -135,29 +135,30 @@ class DialPlan:
         number = error.errno
         if call == "connect" and number == errno.EADDRNOTAVAIL and not self.to.port:
             return Meaning.PORTS
-        self.error = error
         if number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) or self.to.port:
             if self.to.port and call == "connect" and number != errno.EADDRNOTAVAIL:
                 self._drop(space.destination, error)
                 return Meaning.ANOTHER
             return Meaning.FATAL
         if call == "bind":
-            self._source_failed(space, None, _bind_reason(error), now)
+            self._source_failed(space, None, error, _bind_reason(error), now)
         elif call == "connect" and number in (errno.ENETUNREACH, errno.EINVAL) and self.bound.chosen:
             # ENETUNREACH: no route from there (or at all); EINVAL: a loopback address to another host.
-            self._source_failed(space, space.destination, "it has no route there", now)
+            self._source_failed(space, space.destination, error, "it has no route there", now)
         else:
             self._drop(space.destination, error)
         return Meaning.ANOTHER
 
-    def _source_failed(self, space: PortSpace, destination: Destination | None, reason: str, now: float) -> None:
+    def _source_failed(
+        self, space: PortSpace, destination: Destination | None, error: OSError, reason: str, now: float
+    ) -> None:
         sources = self.to.sources
         if sources.word is not None:
             routes.forget()
         if sources.word == "system":
             # The kernel chose an address that is gone by now; it will not choose it again.
             if space in self._chances:
-                self._drop(space.destination, self.error or OSError(reason))
+                self._drop(space.destination, error)
             self._chances |= {space}
             return
         if sources.set_aside(space.source, destination, reason, now):

@@ -61,6 +61,7 @@ class GatedSSLSocket(ssl.SSLSocket):
 
     lease: Lease | None = None
     reason = CloseReason.DONE
+    passing = False
 
     def _real_close(self) -> None:
         _close(self, super()._real_close)  # type: ignore[misc]
@@ -149,7 +150,7 @@ def pass_on(sock: GatedSocket, heir: object) -> None:
             # late for contexts that urllib3 makes; the class of the finished object can be changed.
             heir.__class__ = GatedSSLSocket
             heir.lease = lease  # type: ignore[attr-defined]
-            lease.socket = weakref.ref(heir)
+            lease.socket = weakref.ref(heir)  # type: ignore[arg-type]
             return
         heir = getattr(heir, "socket", None)
     lease.ledger.orphan(lease, watch=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -53,14 +54,26 @@ def pick_sources(
 ) -> tuple[Sources, int]:
     """Return the sources to use, and the source port where *source_address* insists on one."""
     if source_address is None:
-        return (ledger.sources if sources is None else Sources.of(sources)), 0
+        return (ledger.sources if sources is None else _sources(sources)), 0
     if sources is not None:
         raise InvalidOption("give source_address= or sources=, not both")
     host, port = source_address[:2]
     if host in ("", "0.0.0.0", "::"):
-        return Sources("system"), port
+        return _kept("system"), port
     try:
         ipaddress.ip_address(host)
     except ValueError:
         host = str(socket.getaddrinfo(host, None, 0, socket.SOCK_STREAM)[0][4][0])
-    return Sources([host]), port
+    return _kept((host,)), port
+
+
+def _sources(value: Iterable[str] | str | Sources) -> Sources:
+    if isinstance(value, Sources):
+        return value
+    return _kept(value if isinstance(value, str) else tuple(value))
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(value: str | tuple[str, ...]) -> Sources:
+    # The same object for each call: it knows which of its addresses failed, and whose turn it is.
+    return Sources(value)

@@ -41,9 +41,6 @@ def _disagreements() -> list[str]:
             if (closing.flow.source, closing.flow.port, *closing.flow.destination) not in rows:
                 found.append(f"{closing.flow} is free, and the ledger holds it")
         for account in list(ledger._accounts.values()):
-            counted = len(account.leases) + account.time_wait + _watched(ledger, account)
-            if account.scope != "pace" and account.held != counted:
-                found.append(f"{account!r} holds {counted} in truth")
             if account.waiting:
                 found.append(f"{account!r} keeps somebody waiting")
     return found
@@ -52,6 +49,3 @@ def _disagreements() -> list[str]:
 def _holds(ledger: Ledger) -> bool:
     return bool(ledger.usage())
 
-
-def _watched(ledger: Ledger, account: object) -> int:
-    return sum(account in closing.accounts for closing in ledger._closings.watched)

@@ -2,6 +2,7 @@
 
 Nothing here takes a lock. Account, Lease and Closing change under the lock of their ledger alone; a
 Waiter's outcome is decided by one atomic dict operation, so that pools and ledgers can race for it.
+All numbers are sizes of sets: a KeyboardInterrupt between two steps can leave no count out of step.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .local import Ledger
 
 LEFT = object()  # the outcome of a waiter that went away
+GRACE = 1.0  # seconds in which an owner that is just closing gives its lease back by itself
 _NORMAL = Level.NORMAL
 _NO_LINES: set[Account] = set()
 _tickets = itertools.count(1)
@@ -44,11 +46,18 @@ class Closable(Protocol):
         ...
 
 
-class Account:
-    """One limit and what is charged to it.
+class Descriptor(Protocol):
+    """What owns a lease: a socket. *passing* while its descriptor is on the way to another object."""
 
-    ``held`` is what the limit bounds: ports being dialled, open, or in TIME_WAIT. Which of the open
-    ones are idle is a mark on each lease, counted when somebody asks.
+    passing: bool
+
+    def fileno(self) -> int: ...
+
+
+class Account:
+    """One limit and what is charged to it: leases, and the ports of closed connections.
+
+    Which leases are being dialled, and which connections are idle, is counted when somebody asks.
     """
 
     __slots__ = (
@@ -57,10 +66,9 @@ class Account:
         "blocked_until",
         "budget",
         "closings",
-        "dialing",
         "falls",
-        "held",
         "holders",
+        "kept",
         "leases",
         "level",
         "limit",
@@ -70,8 +78,7 @@ class Account:
         "rises",
         "rule",
         "scope",
-        "time_wait",
-        "waiting",
+        "waiters",
     )
 
     def __init__(self, name: str, scope: str, rule: Limit, budget: Budget, capacity: int) -> None:
@@ -79,16 +86,14 @@ class Account:
         self.scope = scope
         self.rule = rule
         self.budget = budget  # says whether to wait when this account is full
-        self.dialing = 0
-        self.time_wait = 0
-        self.held = 0
         self.leases: set[Lease] = set()
+        self.kept: set[Closing] = set()
         self.holders: dict[Holder, int] = {}
         # Those done are dropped when they reach the left end.
         self.questions: deque[Closing] = deque()  # closings that the kernel is to be asked about
         self.closings: deque[Closing] = deque()  # those of which it has said when they end
         self.line: list[tuple[int, Waiter]] = []  # a heap by ticket; who has left is dropped at the top
-        self.waiting = 0
+        self.waiters: set[Waiter] = set()
         self.blocked_until = 0.0  # the kernel had no port for this space: not tried before then
         self.backoff = 0.0
         self.level = Level.NORMAL
@@ -99,13 +104,23 @@ class Account:
         self.limit = self.rule.of(capacity)
         self.mark_level()
 
+    @property
+    def held(self) -> int:
+        """The ports that the limit bounds: being dialled, open, or in TIME_WAIT."""
+        return len(self.leases) + len(self.kept)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.waiters)
+
     def mark_level(self) -> Level:
         """Find the level of what is held now, and when it changes next; return the one before."""
         before = self.level
         warning, critical = (ceil(self.limit * level.value) for level in (Level.WARNING, Level.CRITICAL))
-        if self.held >= critical:
+        held = self.held
+        if held >= critical:
             self.level, self.falls, self.rises = Level.CRITICAL, critical - 1, self.limit + 1
-        elif self.held >= warning:
+        elif held >= warning:
             self.level, self.falls, self.rises = Level.WARNING, warning - 1, critical
         else:
             self.level, self.falls, self.rises = Level.NORMAL, -1, warning
@@ -113,14 +128,14 @@ class Account:
 
     def full(self, now: float) -> bool:
         """Say whether a newcomer is refused: there is no port, or the kernel had none just now."""
-        if self.held >= self.limit:
+        if len(self.leases) + len(self.kept) >= self.limit:
             return True
-        return self.blocked_until > 0 and (self.blocked_until > now or self.waiting > 0)
+        return self.blocked_until > 0 and (self.blocked_until > now or bool(self.waiters))
 
     @property
     def pressed(self) -> bool:
         """Say whether ports are short: above the warning level, or somebody waits."""
-        return self.level is not _NORMAL or self.waiting > 0 or self.blocked_until > 0
+        return self.level is not _NORMAL or bool(self.waiters) or self.blocked_until > 0
 
     def first(self) -> Waiter | None:
         """Return who is first in line, after dropping those who have left."""
@@ -137,15 +152,21 @@ class Account:
             self.closings.popleft()
         while self.questions and self.questions[0].done:
             self.questions.popleft()
-        if len(self.line) > 2 * self.waiting + 16:
+        if len(self.line) > 2 * len(self.waiters) + 16:
             self.line = [entry for entry in self.line if not entry[1].decided]
             heapq.heapify(self.line)
 
     def usage(self) -> Usage:
-        open_ = self.held - self.dialing - self.time_wait
-        idle = sum(lease.idle for lease in self.leases) if self.scope != "pace" else 0
-        idle = min(idle, open_)  # a mark may change while we count
-        return Usage(self.name, self.scope, self.limit, self.dialing, open_ - idle, idle, self.time_wait, self.waiting)
+        idle = dialing = 0
+        for lease in self.leases:
+            if lease.idle:
+                idle += 1
+            elif lease.state == Lease.DIALING:
+                dialing += 1
+        watched = sum(closing.watched for closing in self.kept)
+        active = len(self.leases) - idle - dialing + watched
+        time_wait = len(self.kept) - watched
+        return Usage(self.name, self.scope, self.limit, dialing, active, idle, time_wait, len(self.waiters))
 
     def next_due(self, now: float) -> float | None:
         """Return the seconds until the next port leaves TIME_WAIT, if one is in it."""
@@ -163,9 +184,9 @@ class Lease:
     ``idle`` is the owner's mark and may be set without a lock; the rest belongs to the ledger.
     """
 
-    __slots__ = ("flow", "holder", "idle", "ledger", "reserved", "socket", "state", "want")
+    __slots__ = ("flow", "holder", "idle", "ledger", "missed", "reserved", "socket", "state", "want")
 
-    DIALING, OPEN, RELEASED, FORKED = range(4)
+    DIALING, OPEN, RELEASED, LEFT_BEHIND = range(4)
 
     def __init__(self, ledger: Ledger, want: Want, holder: Holder | None, now: float) -> None:
         self.ledger = ledger
@@ -175,7 +196,8 @@ class Lease:
         self.state = Lease.DIALING
         self.idle = False
         self.flow: Flow | None = None
-        self.socket: ReferenceType[object] | None = None
+        self.socket: ReferenceType[Descriptor] | None = None
+        self.missed: float | None = None  # since when its owner seems to be gone
 
     @property
     def space(self) -> PortSpace:
@@ -189,7 +211,7 @@ class Lease:
     def pressed(self) -> bool:
         """Say whether the port had better be free at once when its connection is closed."""
         for account in self.want.accounts:
-            if account.waiting or account.level is not _NORMAL or account.blocked_until:
+            if account.waiters or account.level is not _NORMAL or account.blocked_until:
                 return True
         return False
 
@@ -197,12 +219,25 @@ class Lease:
     def wanted(self) -> bool:
         """Say whether somebody waits for a port that this one would make room for. Takes no lock."""
         for account in self.want.accounts:  # noqa: SIM110 - asked for each request; any() costs four times as much
-            if account.waiting:
+            if account.waiters:
                 return True
         return False
 
+    def lost(self, now: float) -> bool:
+        """Say whether its owner has gone without giving it back, as a KeyboardInterrupt in the middle of it does."""
+        sock = self.socket() if self.socket else None
+        if self.socket is None:
+            gone = self.state == Lease.DIALING and now - self.reserved > 60 * GRACE
+        else:
+            gone = sock is None or (sock.fileno() < 0 and not sock.passing)
+        if not gone:
+            self.missed = None
+        elif self.missed is None:
+            self.missed = now
+        return self.missed is not None and now - self.missed >= GRACE
+
     def __repr__(self) -> str:
-        state = ("dialing", "open", "released", "left behind by fork")[self.state]
+        state = ("dialing", "open", "released", "left behind")[self.state]
         return f"<Lease {self.flow or self.space} {state}>"
 
 

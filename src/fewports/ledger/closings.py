@@ -77,15 +77,12 @@ class Closings:
         self.charge(closing)
 
     def charge(self, closing: Closing) -> None:
-        """Enter *closing* with each of its accounts, whose held ports include it already."""
-        asked = closing.ask_at == inf
+        """Enter *closing* with each of its accounts."""
         for account in closing.want.accounts:
-            if not closing.watched:
-                account.time_wait += 1
-            queue = account.closings if asked else account.questions
-            if queue and queue[0].done:
+            account.kept.add(closing)
+            if account.questions and account.questions[0].done:
                 account.tidy()
-            queue.append(closing)
+        self._queue(closing)
 
     def end(self, closing: Closing) -> None:
         """Note that the kernel let go of it."""
@@ -93,9 +90,8 @@ class Closings:
         if self._by_flow.get(closing.flow) is closing:
             del self._by_flow[closing.flow]
         self.watched.discard(closing)
-        if not closing.watched:
-            for account in closing.accounts:
-                account.time_wait -= 1
+        for account in closing.want.accounts:
+            account.kept.discard(closing)
 
     def over(self, now: float) -> Iterator[Closing]:
         """Give those whose time is up.
@@ -164,10 +160,7 @@ class Closings:
         if closing.watched and closing.final:
             self.watched.discard(closing)  # whoever had its socket has closed it: TIME_WAIT
             closing.watched = False
-            self.charge(closing)
-        else:
-            for account in closing.accounts:
-                (account.closings if closing.ask_at == inf else account.questions).append(closing)
+        self._queue(closing)
         if not closing.watched:
             heapq.heappush(self._heap, (closing.due, closing))
 
@@ -175,6 +168,9 @@ class Closings:
         """Charge all to the accounts that *wants* names now."""
         for closing in sorted(self._by_flow.values()):
             closing.want = wants(closing.want)
-            for account in closing.accounts:
-                account.held += 1
             self.charge(closing)
+
+    def _queue(self, closing: Closing) -> None:
+        asked = closing.ask_at == inf
+        for account in closing.want.accounts:
+            (account.closings if asked else account.questions).append(closing)

@@ -32,7 +32,7 @@ from ..events import (
 )
 from ..source import Sources
 from ..usage import Usage
-from .account import Account, Closing, Holder, Lease, Waiter, Want
+from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want
 from .closings import Closings, Referee, kernel_referee
 
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
@@ -77,6 +77,7 @@ class Ledger:
         self._closings = Closings(self._referee)
         self._full: set[Account] = set()  # accounts with somebody in line
         self._blocked: set[Account] = set()
+        self._reaped = 0.0
         self._orphans: deque[tuple[Lease, bool, bool]] = deque()  # given back where no lock may be taken
         self._out: list[Waiter | Event] = []  # to be done once the lock is free
 
@@ -194,8 +195,6 @@ class Ledger:
                 self._free(former, now)  # the kernel gave us this port: nothing holds it any more
             lease.flow = flow
             lease.state = Lease.OPEN
-            for account in lease.want.accounts:
-                account.dialing -= 1
             if lease.want.pace:
                 self._leave_pace(lease, now)
             space = lease.want.accounts[0]
@@ -293,6 +292,8 @@ class Ledger:
             for account in list(self._blocked):
                 if account.blocked_until <= now:
                     self._probe(account, now)
+            if now >= self._reaped + GRACE:
+                self._reap(now)
             questions = self._closings.questions(self._full, now)
             if thorough:
                 accounts = list(self._accounts.values())
@@ -321,14 +322,14 @@ class Ledger:
         """Start clean in a forked child; return the leases whose sockets the parent goes on using."""
         leases = list(self._leases)
         for lease in leases:
-            lease.state = Lease.FORKED
+            lease.state = Lease.LEFT_BEHIND
         self._reset()
         return leases
 
     def __repr__(self) -> str:
         spaces = [account for key, account in list(self._accounts.items()) if key[0] == "range" and account.held]
         held = sum(account.held for account in spaces)
-        time_wait = sum(account.time_wait for account in spaces)
+        time_wait = sum(account.usage().time_wait for account in spaces)
         waiting = sum(account.waiting for account in self._full)
         return f"<Ledger {len(spaces)} spaces, {held} held, {time_wait} in TIME_WAIT, {waiting} waiting>"
 
@@ -371,7 +372,7 @@ class Ledger:
         refuser: Account | None = None
         for want in wants:
             for account in want.accounts:
-                if account.held >= account.limit or (account.blocked_until and account.full(now)):
+                if account.full(now):
                     refuser = refuser or account
                     break
             else:
@@ -388,47 +389,43 @@ class Ledger:
 
     def _book(self, lease: Lease) -> None:
         self._leases.add(lease)
-        for account in lease.accounts:
-            account.dialing += 1
-            account.held += 1
-            account.leases.add(lease)
-            if lease.holder is not None:
-                account.holders[lease.holder] = account.holders.get(lease.holder, 0) + 1
-            if account.held >= account.rises:
+        self._enter(lease)
+        for account in lease.want.accounts:
+            if len(account.leases) + len(account.kept) >= account.rises:
                 self._crossed(account)
-        if pace := lease.want.pace:
-            pace.held += 1
-            pace.dialing += 1
         if self._emits:
             self._out.append(PortReserved(lease.space))
 
+    def _enter(self, lease: Lease) -> None:
+        holder = lease.holder
+        for account in lease.want.accounts:
+            account.leases.add(lease)
+            if holder is not None:
+                account.holders[holder] = account.holders.get(holder, 0) + 1
+        if lease.want.pace and lease.state == Lease.DIALING:
+            lease.want.pace.leases.add(lease)
+
     def _release(self, lease: Lease, now: float, closing: Closing | None, *, unblock: bool = True) -> None:
         if lease.state >= Lease.RELEASED:
-            if lease.state == Lease.FORKED:
+            if lease.state == Lease.LEFT_BEHIND:
                 return
             raise LeaseError(f"{lease!r} was released before: a lease has one owner, who releases it once")
-        dialing = lease.state == Lease.DIALING
-        lease.state = Lease.RELEASED
-        self._unbook(lease)
-        if dialing:
-            for account in lease.accounts:
-                account.dialing -= 1
-            self._leave_pace(lease, now)
         if closing:
             self._closings.add(closing)
-        else:
-            self._uncharge(lease.accounts, now, unblock)
+        self._unbook(lease)
+        lease.state = Lease.RELEASED
+        if lease.want.pace:
+            self._leave_pace(lease, now)
+        if not closing:
+            self._came_free(lease.want.accounts, now, unblock)
 
     def _unbook(self, lease: Lease) -> None:
-        self._leases.discard(lease)
-        for account in lease.accounts:
+        holder = lease.holder
+        for account in lease.want.accounts:
             account.leases.discard(lease)
-            if lease.holder is not None:
-                left = account.holders[lease.holder] - 1
-                if left:
-                    account.holders[lease.holder] = left
-                else:
-                    del account.holders[lease.holder]
+            if holder is not None and (left := account.holders.pop(holder, 1) - 1) > 0:
+                account.holders[holder] = left
+        self._leases.discard(lease)
 
     def _free(self, closing: Closing, now: float) -> None:
         if closing.done:
@@ -436,24 +433,23 @@ class Ledger:
         self._closings.end(closing)
         if self._emits:
             self._out.append(PortFreed(closing.flow))
-        self._uncharge(closing.accounts, now)
+        self._came_free(closing.want.accounts, now)
 
-    def _uncharge(self, accounts: tuple[Account, ...], now: float, unblock: bool = True) -> None:
+    def _came_free(self, accounts: tuple[Account, ...], now: float, unblock: bool = True) -> None:
+        """See to levels, blocks and lines after a port came free."""
         for account in accounts:
-            account.held -= 1
-            if account.held <= account.falls:
+            if len(account.leases) + len(account.kept) <= account.falls:
                 self._crossed(account)
         if unblock and accounts[0].blocked_until:
             self._unblock(accounts[0], now)
         for account in accounts:
-            if account.waiting:
+            if account.waiters:
                 self._grant(account, now)
 
     def _leave_pace(self, lease: Lease, now: float) -> None:
         if pace := lease.want.pace:
-            pace.held -= 1
-            pace.dialing -= 1
-            if pace.waiting:
+            pace.leases.discard(lease)
+            if pace.waiters:
                 self._grant(pace, now)
 
     def _grant(self, account: Account, now: float) -> None:
@@ -465,34 +461,33 @@ class Ledger:
             else:
                 # Another account keeps it waiting: it stands in the line of that one, at its old place.
                 heapq.heappop(account.line)
+                self._leave_line(waiter, account)
                 waiter.lines = waiter.lines - {account}
-                self._count_waiting(account, -1)
                 self._line_up(waiter, now)
 
     def _line_up(self, waiter: Waiter, now: float) -> None:
         for account in _full_accounts(waiter.wants, now):
             if account not in waiter.lines:
                 waiter.lines = {*waiter.lines, account}
+                account.waiters.add(waiter)
+                self._full.add(account)
                 heapq.heappush(account.line, (waiter.ticket, waiter))
-                self._count_waiting(account, +1)
 
     def _unline(self, waiter: Waiter) -> None:
         for account in waiter.lines:
-            self._count_waiting(account, -1)
+            self._leave_line(waiter, account)
             account.tidy()
         waiter.lines = set()
 
-    def _count_waiting(self, account: Account, step: int) -> None:
-        account.waiting += step
-        if account.waiting:
-            self._full.add(account)
-        else:
+    def _leave_line(self, waiter: Waiter, account: Account) -> None:
+        account.waiters.discard(waiter)
+        if not account.waiters:
             self._full.discard(account)
 
     def _unblock(self, account: Account, now: float) -> None:
         account.blocked_until = 0.0
         self._blocked.discard(account)
-        if account.waiting:
+        if account.waiters:
             self._grant(account, now)
 
     def _probe(self, account: Account, now: float) -> None:
@@ -506,6 +501,14 @@ class Ledger:
             self._unline(waiter)
             self._out.append(waiter)
         account.blocked_until = now + LAST_PAUSE
+
+    def _reap(self, now: float) -> None:
+        """Give back what its owner never will."""
+        self._reaped = now
+        for lease in [lease for lease in self._leases if lease.lost(now)]:
+            closing = self._closings.make(lease.flow, lease.want, now) if lease.flow else None
+            self._release(lease, now, closing)
+            lease.state = Lease.LEFT_BEHIND  # should the owner come back after all, it is not told off
 
     def _catch_up(self, now: float) -> None:
         while self._orphans:
@@ -563,16 +566,7 @@ class Ledger:
         self._wants.clear()
         for lease in self._leases:
             lease.want = self._same(lease.want)
-            dialing = lease.state == Lease.DIALING
-            for account in lease.accounts:
-                account.held += 1
-                account.dialing += dialing
-                account.leases.add(lease)
-                if lease.holder is not None:
-                    account.holders[lease.holder] = account.holders.get(lease.holder, 0) + 1
-            if dialing and (pace := lease.want.pace):
-                pace.held += 1
-                pace.dialing += 1
+            self._enter(lease)
         self._closings.charge_anew(self._same)
         for account in list(self._accounts.values()):
             account.mark_level()

@@ -21,6 +21,8 @@ from ..ledger.account import Account, Lease, Waiter, Want
 from ..pool import Pool, PoolClosed
 from .timer import Idle, timer
 
+NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port before a caller stands in line
+
 C = TypeVar("C", bound=Idle)
 
 
@@ -173,6 +175,10 @@ class _Dialing(Generic[C]):
         if not wants:
             raise self.plan.error or OSError(errno.EADDRNOTAVAIL, "name resolution gave no address")
         refuser = self.ledger.reserve(self.waiter, wants, now)
+        for _ in range(NETWORK_TRIES if refuser and self.plan.bound.foreign else 0):
+            wants = self.plan.wants(now)  # other addresses of the network
+            if (refuser := self.ledger.reserve(self.waiter, wants, now)) is None:
+                break
         while refuser and self._reclaim(wants, now):
             now = monotonic()
             refuser = self.ledger.reserve(self.waiter, wants, now)
