@@ -21,7 +21,7 @@ class Origin(NamedTuple):
     def parse(cls, url: str) -> Origin:
         """Take the origin out of *url*; raise ValueError if it has no scheme, host or known port."""
         parts = urlsplit(url)
-        port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+        port = DEFAULT_PORTS.get(parts.scheme) if parts.port is None else parts.port
         if not parts.scheme or not parts.hostname or not port:
             raise ValueError(f"no origin in {url!r}: expected scheme://host[:port]")
         return cls(parts.scheme, parts.hostname, port)

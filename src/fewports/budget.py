@@ -18,6 +18,7 @@ from .errors import InvalidOption
 DEFAULT_LIMIT = "80%"
 DEFAULT_WAIT = 30.0  # seconds: what a person behind a request waits at most
 _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
+_NAMED_SCOPE = re.compile(r"%(?!\d+(\]|/|$))")  # destinations have the number: that is what sockets say
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -87,7 +88,8 @@ class Budget:
             raise InvalidOption(f"when_full={when_full!r} is unknown: give 'wait' or 'refuse'")
         if when_full == "refuse" and wait is not None:
             raise InvalidOption("wait= never applies with when_full='refuse'; leave one of them out")
-        if wait is not None and not (isfinite(wait) and wait > 0):
+        number = isinstance(wait, (int, float)) and not isinstance(wait, bool)
+        if wait is not None and not (number and isfinite(wait) and wait > 0):
             raise InvalidOption(f"wait={wait!r} is not a time in seconds; to wait not at all, say when_full='refuse'")
         if dialing is not None and (isinstance(dialing, bool) or not isinstance(dialing, int) or dialing < 1):
             raise InvalidOption(f"dialing={dialing!r} would let nobody connect; give at least 1, or None for no bound")
@@ -129,6 +131,8 @@ class Budget:
     def _add(self, key: str, limit: Limit) -> None:
         if not isinstance(key, str) or not key:
             raise InvalidOption(f"a rule is for a host name, an address:port or a network, not {key!r}")
+        if _NAMED_SCOPE.search(key):
+            raise InvalidOption(f"the rule {key!r} can never apply: give the interface's number, as in 'fe80::1%2'")
         known: bool
         if destination := _destination(key):
             known = destination in self._exact
@@ -175,6 +179,8 @@ def _destination(key: str) -> Destination | None:
 
 
 def _network(key: str) -> Network | None:
+    if "://" in key:
+        return None
     if "/" not in key:
         try:
             network = ipaddress.ip_network(ipaddress.ip_address(key.strip("[]")))

@@ -134,6 +134,11 @@ class Session(requests.Session):
         super().__init__()
         mount(self, **options)
 
+    def close(self) -> None:
+        """Close all adapters, each once although it is mounted twice."""
+        for adapter in {id(adapter): adapter for adapter in self.adapters.values()}.values():
+            adapter.close()
+
 
 def mount(session: requests.Session, **options: Any) -> Adapter:
     """Have *session* send all its requests through one new Adapter with *options*; return it."""

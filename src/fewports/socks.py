@@ -11,7 +11,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from .address import Origin
 from .gated import GatedSocket
-from .urllib3 import HTTPConnection, HTTPConnectionPool, HTTPSConnection, HTTPSConnectionPool, PoolManager
+from .urllib3 import _OURS, HTTPConnection, HTTPConnectionPool, HTTPSConnection, HTTPSConnectionPool, PoolManager
 
 __all__ = ["SOCKSProxyManager"]
 
@@ -65,6 +65,9 @@ class SOCKSConnection(HTTPConnection):
                 raise NewConnectionError(self, f"Failed to establish a new connection: {cause}") from error
             raise
         return through
+
+
+_OURS.add(SOCKSConnection._new_conn)
 
 
 class SOCKSHTTPSConnection(SOCKSConnection, HTTPSConnection):

@@ -1,6 +1,6 @@
 """Which source address for this destination. Pure: it binds nothing and asks nobody.
 
-A source that failed is set aside and tried again later. State: a cursor, and who is set aside.
+A source that failed is set aside and tried again later. State: whose turn it is, and who is set aside.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from .errors import InvalidOption
 
 SET_ASIDE = 30.0  # seconds; a lost address that returns is in use again within half a minute
 NETWORK_CANDIDATES = 16  # addresses of a network that are weighed for one connection
+TURNS = 10_000  # destinations for which it is remembered whose turn it is
 _POLICIES = ("fewest", "round_robin", "pinned")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -51,7 +52,7 @@ class Sources:
         else:
             self.addresses = _unique(addresses)
         self._key = key
-        self._cursor = 0  # may lose a step between threads: it only spreads
+        self._turns: dict[Destination, int] = {}  # may lose a step between threads: it only spreads
         self._aside: dict[tuple[str, Destination | None], tuple[float, str]] = {}
 
     @classmethod
@@ -85,8 +86,7 @@ class Sources:
             pin = self._pin(origin)
             return sorted(pool, key=lambda source: _weight(pin, source))
         if self.network is None:
-            self._cursor += 1
-            turn = self._cursor % len(pool)
+            turn = self._turn(destination) % len(pool)
             pool = pool[turn:] + pool[:turn]
         if self.choose == "fewest":
             pool.sort(key=held)
@@ -137,6 +137,17 @@ class Sources:
             self.network = ipaddress.ip_network(text)
         except ValueError as error:
             raise InvalidOption(f"sources={text!r} is no network: {error}") from error
+        if self.network.is_multicast or (self.network.num_addresses == 1 and self.network[0].is_unspecified):
+            raise InvalidOption(f"sources={text!r} can never be bound: no connection comes from it")
+
+    def _turn(self, destination: Destination) -> int:
+        # Each destination has turns of its own: with one for all, two that are asked for in turns would
+        # get the same one of two sources each time.
+        if len(self._turns) >= TURNS:
+            self._turns.clear()
+        turn = self._turns.get(destination, 0)
+        self._turns[destination] = turn + 1
+        return turn
 
     def _pin(self, origin: Origin) -> str:
         return repr(self._key(origin) if self._key else origin.host)
@@ -153,8 +164,7 @@ class Sources:
         if self.choose == "pinned":
             start = int.from_bytes(_weight(self._pin(origin), str(self.network)), "big")
         else:
-            self._cursor += 1
-            start = self._cursor * (NETWORK_CANDIDATES if self.choose == "fewest" else 1)
+            start = self._turn(destination) * (NETWORK_CANDIDATES if self.choose == "fewest" else 1)
         number = min(NETWORK_CANDIDATES, usable)
         return [str(self.network[first + (start + step) % usable]) for step in range(number)]
 
@@ -164,10 +174,12 @@ class Sources:
 
 
 def _unique(addresses: Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(addresses, Iterable):
+        raise InvalidOption(f"sources={addresses!r} is unknown: give a list of addresses, a network, or 'auto'")
     found: dict[str, None] = {}
     for text in addresses:
         try:
-            address = ipaddress.ip_address(text)
+            address = ipaddress.ip_address(str(text))  # a number would be taken for an address
         except ValueError as error:
             raise InvalidOption(f"the source {text!r} is no IP address") from error
         if address.is_unspecified or address.is_multicast:

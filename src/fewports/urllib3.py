@@ -6,6 +6,8 @@ kept for a few seconds more, because to discard one costs its port for a minute.
 
 from __future__ import annotations
 
+import logging
+import queue
 import socket
 import sys
 import weakref
@@ -20,6 +22,7 @@ from urllib3.exceptions import (
     ClosedPoolError,
     ConnectTimeoutError,
     EmptyPoolError,
+    FullPoolError,
     HTTPError,
     LocationParseError,
     NameResolutionError,
@@ -58,6 +61,9 @@ __all__ = [
     "connection_from_url",
     "proxy_from_url",
 ]
+
+
+log = logging.getLogger("fewports")
 
 
 class BudgetExhausted(errors.BudgetExhausted, PoolError):
@@ -126,10 +132,19 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     expires: float = inf
     wait: float | None = None  # seconds in line for a port; None: as long as the budget says
     _dialled: GatedSocket | None = None
+    _failure: Exception | None = None
 
     def connect(self) -> None:
         """Connect, or take over an idle connection of the pool that comes free first."""
-        outcome = self._dial()
+        if type(self)._new_conn not in _OURS:
+            super().connect()  # a subclass that opens its own sockets: they are beyond the gate
+            return
+        try:
+            outcome = self._dial()
+        except Exception as error:
+            self._failure = error
+            super().connect()  # urllib3 cleans up after _new_conn(), which raises it
+            raise AssertionError("connect() goes through _new_conn()") from error
         if isinstance(outcome, HTTPConnection):
             self._take_over(outcome)
             return
@@ -166,6 +181,9 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         sock, self._dialled = self._dialled, None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
         if sock is None:  # called by a subclass, which has no use for a whole connection
             home, self.home = self.home, None
             try:
@@ -223,8 +241,53 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             self.home.adopted()
 
 
+_OURS: set[Callable[..., socket.socket]] = {HTTPConnection._new_conn}  # and those that build on it
+
+
 class HTTPSConnection(HTTPConnection, urllib3.connection.HTTPSConnection):
     """urllib3's TLS connection on a leased port."""
+
+
+class Shelf:
+    """What urllib3 calls ``pool.pool``: the places that are left, as a queue of connections and Nones."""
+
+    def __init__(self, pool: HTTPConnectionPool, maxsize: int) -> None:
+        self._pool = weakref.ref(pool)
+        self.maxsize = maxsize
+
+    def qsize(self) -> int:
+        pool = self._pool()
+        return min(self.maxsize, max(0, self.maxsize - pool.home.used)) if pool else 0
+
+    def empty(self) -> bool:
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        return self.qsize() == self.maxsize
+
+    def get(self, block: bool = True, timeout: float | None = None) -> HTTPConnection | None:
+        """Take a place: with a connection if one is idle. Raises queue.Empty."""
+        pool = self._pool()
+        if pool is None or pool.home.closed or self.qsize() == 0:
+            raise queue.Empty
+        return pool.take(timeout)
+
+    def get_nowait(self) -> HTTPConnection | None:
+        return self.get(block=False)
+
+    @property
+    def queue(self) -> list[HTTPConnection | None]:
+        """The places as a list, the next one last."""
+        pool = self._pool()
+        idle = pool.home.quiet() if pool else []
+        return [*[None] * (self.qsize() - len(idle)), *idle]
+
+    def put(self, item: HTTPConnection | None, block: bool = True, timeout: float | None = None) -> None:
+        """Give a place back. Raises queue.Full."""
+        pool = self._pool()
+        if pool is None or self.full():
+            raise queue.Full
+        pool.give_back(item)
 
 
 class HTTPConnectionPool(urllib3.HTTPConnectionPool):
@@ -250,14 +313,56 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
     ) -> None:
         self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age)
         super().__init__(*args, **keywords)
-        maxsize = self.pool.maxsize if self.pool is not None else 1
+        maxsize = getattr(self.pool, "maxsize", 1)
         self.home: Pool[HTTPConnection] = Pool(self.gate.limits(maxsize, self.block))
+        self.pool = cast(Any, Shelf(self, maxsize))
+        self._shells: list[HTTPConnection] = []  # closed, to be connected again: making one costs 10 us
         weakref.finalize(self, _close, self.home)
 
     def close(self) -> None:
         """Close the idle connections now, and those in use when they come back."""
-        super().close()
+        self.pool = None
         _close(self.home)
+
+    def take(self, timeout: float | None) -> HTTPConnection | None:
+        """Take an idle connection that is alive, or a place: then None, or a closed connection to use again.
+
+        Waits for *timeout* seconds at most, where the pool is bounded. Raises ClosedPoolError or EmptyPoolError.
+        """
+        while True:
+            try:
+                found, endings = self.home.take(monotonic())
+            except PoolClosed:
+                raise ClosedPoolError(self, "Pool is closed.") from None
+            for other, reason in endings:
+                other.end(reason)
+            if found is None:
+                found = self._wait_for_place(timeout)
+            if isinstance(found, Place):
+                if not self._shells:
+                    return None
+                shell = self._shells.pop()
+                shell.close()  # forgets a request that was begun without a connection
+                return shell
+            if not connection.is_connection_dropped(found):
+                return found
+            log.debug("Resetting dropped connection: %s", self.host)
+            found.end(CloseReason.PEER_CLOSED)
+            self._shells.append(found)
+            self.home.drop_place()
+
+    def give_back(self, conn: HTTPConnection | None) -> None:
+        """Give back a place, with its connection if that is still open."""
+        if conn is None or conn.sock is None:
+            if conn is not None and len(self._shells) < self.home.limits.kept and not self.home.closed:
+                self._shells.append(conn)
+            elif conn is not None:
+                conn.close()
+            self.home.drop_place()
+            return
+        for other, reason in self.home.give_back(conn, monotonic()):
+            other.end(reason)
+        timer.watch_pool(self.home)
 
     def _new_conn(self) -> BaseHTTPConnection:
         made = super()._new_conn()
@@ -270,41 +375,38 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if self.pool is None:
             raise ClosedPoolError(self, "Pool is closed.")
         try:
-            return self._take(timeout)
+            conn: BaseHTTPConnection | None = self.take(timeout)
         except EmptyPoolError:
             raise
         except BaseException:
             self.home.used += 1  # urlopen gives a place back after all errors but EmptyPoolError
             raise
+        if conn is None:
+            conn = self._new_conn()
+        if isinstance(conn, HTTPConnection):
+            conn.wait = timeout
+        return conn
 
-    def _take(self, timeout: float | None) -> BaseHTTPConnection:
-        dropped: HTTPConnection | None = None
-        while True:
-            try:
-                found, endings = self.home.take(monotonic())
-            except PoolClosed:
-                raise ClosedPoolError(self, "Pool is closed.") from None
-            for other, reason in endings:
-                other.end(reason)
-            if found is None:
-                found = self._wait_for_place(timeout)
-            if isinstance(found, Place):
-                made = cast(HTTPConnection, dropped or self._made())
-                made.wait = timeout
-                return made
-            if not connection.is_connection_dropped(found):
-                found.wait = timeout
-                return found
-            found.end(CloseReason.PEER_CLOSED)
-            dropped = found  # urllib3 goes on with the same object; so do we if there is no live one
+    def _put_conn(self, conn: BaseHTTPConnection | None) -> None:
+        if self.home.used <= 0 and self.pool is not None:
+            self._turn_away(conn)
+        elif conn is None or isinstance(conn, HTTPConnection):
+            self.give_back(conn)
+        else:
+            conn.close()
             self.home.drop_place()
 
-    def _made(self) -> BaseHTTPConnection:
-        try:
-            return self._new_conn()
-        except BaseException:
-            self.home.drop_place()
-            raise
+    def _turn_away(self, conn: BaseHTTPConnection | None) -> None:
+        """Close what was not taken from this pool, as urllib3 does."""
+        if conn is not None:
+            conn.close()
+        if self.block:
+            raise FullPoolError(self, "Pool reached maximum size and no more connections are allowed.")
+        log.warning(
+            "Connection pool is full, discarding connection: %s. Connection pool size: %s",
+            self.host,
+            self.home.limits.kept,
+        )
 
     def _wait_for_place(self, timeout: float | None) -> HTTPConnection | Place:
         alarm = Alarm()
@@ -332,19 +434,9 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
 
     def _return(self, outcome: object) -> None:
         if isinstance(outcome, HTTPConnection):
-            self._put_conn(outcome)
+            self.give_back(outcome)
         elif isinstance(outcome, Place):
             self.home.drop_place()
-
-    def _put_conn(self, conn: BaseHTTPConnection | None) -> None:
-        if not isinstance(conn, HTTPConnection) or conn.sock is None:
-            if conn is not None:
-                conn.close()
-            self.home.drop_place()
-            return
-        for other, reason in self.home.give_back(conn, monotonic()):
-            other.end(reason)
-        timer.watch_pool(self.home)
 
 
 class HTTPSConnectionPool(HTTPConnectionPool, urllib3.HTTPSConnectionPool):  # type: ignore[misc]

@@ -3,9 +3,10 @@
     python tests/upstream/run.py urllib3|requests [--stock-only] [--select EXPR] [--json FILE]
 
 The measure: whatever passes with the stock classes passes with ours. Exceptions stand in docs/urllib3-tests.md and
-docs/requests-tests.md, a line ``- `node id` — reason`` each. Exit code 1: a difference is not listed there, or one that
-is listed passes. The version tested is the one installed beside the Python that runs this; the tests come with its
-source distribution and run in a virtual environment of their own, without the network where a namespace can be made.
+docs/requests-tests.md, a line ``- `node id` — reason`` each; an id without its [parameters] stands for all of them.
+Exit code 1: a difference is not listed there, or one that is listed passes. The version tested is the one installed
+beside the Python that runs this; the tests come with its source distribution and run in a virtual environment of their
+own, without the network where namespaces can be made.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TESTS = {"urllib3": "test", "requests": "tests"}
 LISTED = re.compile(r"^- `(?P<test>.+?)` — (?P<reason>.+)$", re.MULTILINE)
+MANY = 40  # failures; so many are no accident, and running them again could take half an hour
 TEST_TIMEOUT = 30  # seconds a test; the longest passing one takes 6
 
 
@@ -81,8 +83,11 @@ def environment(options: Options) -> Path:
     needed = (HERE / "requirements.txt").read_text() + "\n".join([*wanted, sys.version])
     stamp = options.venv / "fewports-stamp"
     if not stamp.exists() or stamp.read_text() != _digest(needed):
+        if options.venv.exists() and not stamp.exists():
+            sys.exit(f"{options.venv} is none of ours: remove it, or name another --venv")
         print(f"making {options.venv}", flush=True)
         venv.create(options.venv, clear=True, with_pip=True)
+        stamp.touch()
         _check([python, "-m", "pip", "install", "-qq", "-r", HERE / "requirements.txt", *wanted])
         stamp.write_text(_digest(needed))
     if not options.stock_only and options.package == "fewports":
@@ -151,12 +156,12 @@ def isolation(python: Path) -> list[str | Path]:
 def settled(options: Options, python: Path, place: Path, *, ours: bool, against: set[str] | None = None) -> Run:
     """Run the suite, and what failed once more, by itself: a failure counts if it stays.
 
-    With *against* only those failures are run again which are in it.
+    With *against* only those failures are run again which are in it; more than MANY are not.
     """
     first = run(options, python, place, ours=ours)
     failed = [test for test, outcome in first.outcomes.items() if outcome == "failed" and "::" in test]
     again = [test for test in failed if against is None or test in against]
-    if not again:
+    if not again or len(again) > MANY:
         return first
     return first.but(run(options, python, place, ours=ours, only=again))
 
@@ -171,21 +176,29 @@ def listed(options: Options) -> dict[str, str]:
 def compare(options: Options, stock: Run, ours: Run) -> bool:
     """Print what differs; say whether it is what is listed."""
     known = listed(options)
-    different = stock.passed - ours.passed
-    unlisted = sorted(different - known.keys())
-    mended = sorted(test for test in known if test in ours.passed)
-    for test in sorted(different & known.keys()):
-        print(f"listed: {test} — {known[test]}")
+    different = sorted(stock.passed - ours.passed)
+    unlisted = [test for test in different if _entry(test, known) is None]
     for test in unlisted:
         print(f"DIFFERENT: {test}\n    {_indented(ours.reasons.get(test, ours.outcomes.get(test, 'not run')))}")
-    for test in mended:
-        print(f"LISTED, BUT PASSES: {test}")
-    for test in sorted(known.keys() - stock.outcomes.keys() if not options.select else ()):
-        print(f"LISTED, BUT NO TEST: {test}")
-        mended.append(test)
+    needed = {_entry(test, known) for test in different}
+    existing = {_entry(test, known) for test in stock.outcomes}
+    # What fails with the stock classes says nothing of ours.
+    told = {_entry(test, known) for test in stock.passed}
+    stale = [(test, "PASSES") for test in sorted(known.keys() & told - needed)]
+    if not options.select:
+        stale += [(test, "NO TEST") for test in sorted(known.keys() - existing)]
+    for test in sorted(known.keys() & needed):
+        print(f"listed: {test} — {known[test]}")
+    for test, what in stale:
+        print(f"LISTED, BUT {what}: {test}")
     print(f"{len(stock.passed)} pass with the stock classes; of these {len(different)} do not with ours", end=" ")
     print(f"({len(different) - len(unlisted)} of them listed)")
-    return not unlisted and not mended
+    return not unlisted and not stale
+
+
+def _entry(test: str, known: dict[str, str]) -> str | None:
+    """Return the line that lists *test*: its own, or that of the function with all its parameters."""
+    return next((name for name in (test, test.partition("[")[0]) if name in known), None)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from weakref import ReferenceType
@@ -334,3 +334,14 @@ class Waiter:
 
     def __lt__(self, other: Waiter) -> bool:
         return self.ticket < other.ticket
+
+
+def full_accounts(wants: Iterable[Want], now: float) -> list[Account]:
+    """Return the accounts that keep *wants* from being served, each once."""
+    full: dict[Account, None] = {}
+    for want in wants:
+        blockers = [account for account in want.accounts if account.full(now)]
+        if not blockers and want.pace and want.pace.full(now):
+            blockers = [want.pace]
+        full.update(dict.fromkeys(blockers))
+    return list(full)

@@ -3,12 +3,13 @@
 State, all under one plain lock: the accounts, each with its leases; the closings, ports that outlive
 their connection, in a heap by the time at which the kernel lets go; and a line per full account.
 An account has a line only while it is full, so whoever finds room may take it without looking.
+
+Long, because it is one lock: what is taken out of here (closings, the hook) is what needs none of it.
 """
 
 from __future__ import annotations
 
 import heapq
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -32,15 +33,15 @@ from ..events import (
 )
 from ..source import Sources
 from ..usage import Usage
-from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want
+from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want, full_accounts
 from .closings import Closings, Referee, kernel_referee
+from .hook import Hook
 
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
 CACHED_WANTS = 10_000  # spaces whose accounts are remembered although they hold no port
 
 WHOLE_RANGE = Limit(None, 1.0)
 
-log = logging.getLogger("fewports")
 ledgers: WeakSet[Ledger] = WeakSet()
 
 
@@ -62,8 +63,7 @@ class Ledger:
         self.sources = Sources.of(sources)
         self._referee = referee or kernel_referee()
         self.nudge: Callable[[], object] = lambda: None  # called when due() may have come nearer; takes no lock
-        self._emits: tuple[Emit, ...] = ()
-        self._broken: set[Emit] = set()
+        self._hook = Hook()
         self._reset()
         ledgers.add(self)
 
@@ -100,12 +100,7 @@ class Ledger:
 
         What it raises is logged, once, and reaches no request.
         """
-        self._emits += (emit,)
-
-        def unsubscribe() -> None:
-            self._emits = tuple(other for other in self._emits if other is not emit)
-
-        return unsubscribe
+        return self._hook.subscribe(emit)
 
     def configure(
         self,
@@ -153,7 +148,7 @@ class Ledger:
             with self._lock:
                 self._catch_up(now)
                 refuser = self._serve(waiter, wants, now)
-                questions = self._closings.questions(_full_accounts(wants, now), now) if refuser else []
+                questions = self._closings.questions(full_accounts(wants, now), now) if refuser else []
             if self._out:
                 self._act()
             if not refuser or not self._ask(questions, now):
@@ -169,7 +164,7 @@ class Ledger:
             self._catch_up(now)
             if (refuser := self._serve(waiter, wants, now)) and not waiter.decided:
                 self._line_up(waiter, now)
-                if fresh and self._emits:
+                if fresh and self._hook.emits:
                     self._out.append(WaitStarted(refuser.usage()))
         if self._out:
             self._act()
@@ -181,7 +176,7 @@ class Ledger:
             self._unline(waiter)
             if isinstance(outcome, Lease) and outcome.state == Lease.DIALING and outcome.socket is None:
                 self._release(outcome, now, None)
-            if waiter.joined is not None and self._emits:
+            if waiter.joined is not None and self._hook.emits:
                 self._out.append(WaitEnded(now - waiter.joined, served))
         if self._out:
             self._act()
@@ -201,7 +196,7 @@ class Ledger:
             if space.backoff:
                 space.backoff = 0.0
                 self._unblock(space, now)
-            if self._emits:
+            if self._hook.emits:
                 self._out.append(ConnectionOpened(flow, now - lease.reserved))
         if self._out:
             self._act()
@@ -234,7 +229,7 @@ class Ledger:
             space.backoff = min(LAST_PAUSE, space.backoff * 2 or FIRST_PAUSE)
             space.blocked_until = now + space.backoff
             self._blocked.add(space)
-            if self._emits:
+            if self._hook.emits:
                 self._out.append(KernelRefused(lease.space))
             self._release(lease, now, None, unblock=False)
         if self._out:
@@ -266,12 +261,12 @@ class Ledger:
     def rivals(self, wants: Sequence[Want], now: float) -> list[tuple[Account, list[Holder]]]:
         """Return, for each account that keeps *wants* from being served, who may give up an idle connection."""
         with self._lock:
-            return [(account, list(account.holders)) for account in _full_accounts(wants, now)]
+            return [(account, list(account.holders)) for account in full_accounts(wants, now)]
 
     def refuser(self, wants: Sequence[Want], now: float) -> Account | None:
         """Return an account that keeps *wants* from being served."""
         with self._lock:
-            return next(iter(_full_accounts(wants, now)), None)
+            return next(iter(full_accounts(wants, now)), None)
 
     # What the timer calls.
 
@@ -306,17 +301,11 @@ class Ledger:
     @property
     def heard(self) -> bool:
         """Say whether anybody subscribed."""
-        return bool(self._emits)
+        return bool(self._hook.emits)
 
     def emit(self, event: Event) -> None:
         """Tell the subscribers; no lock may be held."""
-        for emit in self._emits:
-            try:
-                emit(event)
-            except Exception:
-                if emit not in self._broken:
-                    self._broken.add(emit)
-                    log.exception("the subscriber %r failed on %r; this is logged once", emit, event)
+        self._hook.emit(event)
 
     def forget(self) -> list[Lease]:
         """Start clean in a forked child; return the leases whose sockets the parent goes on using."""
@@ -393,7 +382,7 @@ class Ledger:
         for account in lease.want.accounts:
             if len(account.leases) + len(account.kept) >= account.rises:
                 self._crossed(account)
-        if self._emits:
+        if self._hook.emits:
             self._out.append(PortReserved(lease.space))
 
     def _enter(self, lease: Lease) -> None:
@@ -431,7 +420,7 @@ class Ledger:
         if closing.done:
             return
         self._closings.end(closing)
-        if self._emits:
+        if self._hook.emits:
             self._out.append(PortFreed(closing.flow))
         self._came_free(closing.want.accounts, now)
 
@@ -466,7 +455,7 @@ class Ledger:
                 self._line_up(waiter, now)
 
     def _line_up(self, waiter: Waiter, now: float) -> None:
-        for account in _full_accounts(waiter.wants, now):
+        for account in full_accounts(waiter.wants, now):
             if account not in waiter.lines:
                 waiter.lines = {*waiter.lines, account}
                 account.waiters.add(waiter)
@@ -548,7 +537,7 @@ class Ledger:
 
     def _crossed(self, account: Account) -> None:
         before = account.mark_level()
-        if before is not account.level and self._emits and account.scope != "range":
+        if before is not account.level and self._hook.emits and account.scope != "range":
             self._out.append(LevelCrossed(account.name, before, account.level, account.held, account.limit))
 
     def _resize(self, capacity: int) -> None:
@@ -588,13 +577,3 @@ class Ledger:
                 item.wake()
             else:
                 self.emit(item)
-
-
-def _full_accounts(wants: Iterable[Want], now: float) -> list[Account]:
-    full: dict[Account, None] = {}
-    for want in wants:
-        blockers = [account for account in want.accounts if account.full(now)]
-        if not blockers and want.pace and want.pace.full(now):
-            blockers = [want.pace]
-        full.update(dict.fromkeys(blockers))
-    return list(full)

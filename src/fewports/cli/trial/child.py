@@ -24,6 +24,7 @@ class Child:
     """The parent's end. *main* is module:function, *settings* its keyword arguments."""
 
     def __init__(self, main: str, settings: dict[str, Any]) -> None:
+        self._main = main
         start = f"from {__name__} import run; run()"
         # -P: a file of the user's working directory may be called requests.py; what we can import, it can.
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
@@ -59,13 +60,14 @@ class Child:
         """Return the next line; raise RuntimeError if the child ends, or is killed after *timeout* seconds."""
         assert self._process.stdout
         timer = threading.Timer(timeout, self._process.kill)
-        timer.start()
+        timer.daemon = True  # Ctrl-C within start() would leave it to be waited for
         try:
+            timer.start()
             line = self._process.stdout.readline()
         finally:
             timer.cancel()
         if not line:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()} and without an answer")
+            raise RuntimeError(f"{self._main} ended with exit code {self._process.wait()} and no answer")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -81,15 +83,23 @@ class Child:
 
 
 def run() -> None:
-    """Be the child: do what the first line of the standard input says."""
-    main, settings = json.loads(sys.stdin.readline())
+    """Be the child: do what the first line of the standard input says, and tell what that returns."""
+    line = sys.stdin.readline()
+    if not line:  # the parent has ended before it could say
+        return
+    main, settings = json.loads(line)
     module, _, name = main.partition(":")
-    getattr(importlib.import_module(module), name)(**settings)
+    answer = getattr(importlib.import_module(module), name)(**settings)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent hangs up once it has this, and we end anyway
+    tell(answer)
 
 
 def tell(answer: dict[str, Any]) -> None:
     """Send a line to the parent."""
-    print(json.dumps(answer), flush=True)
+    try:
+        print(json.dumps(answer), flush=True)
+    except BrokenPipeError:  # it has ended, and so do we
+        os._exit(1)
 
 
 def await_parent() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import urllib3
 
 from ...errors import FewportsError
 from ...urllib3 import PoolManager
-from .work import Get
+from .work import Get, Work
 
 TIMEOUT = 5.0  # seconds; the server of a trial answers at once
 
@@ -19,7 +19,7 @@ class Unanswered(FewportsError):
 
 
 @contextmanager
-def requests_get(sources: Sequence[str]) -> Iterator[Get]:
+def requests_get(work: Work) -> Iterator[Get]:
     """``requests.get`` for each request; it can bind no source."""
     import requests  # optional
 
@@ -30,20 +30,20 @@ def requests_get(sources: Sequence[str]) -> Iterator[Get]:
 
 
 @contextmanager
-def urllib3_each(sources: Sequence[str]) -> Iterator[Get]:
+def urllib3_each(work: Work) -> Iterator[Get]:
     """A new ``urllib3.PoolManager`` for each request: what ``requests.get`` does, without requests."""
 
     def get(url: str) -> None:
         with urllib3.PoolManager() as manager:
-            check(manager.request("GET", url, timeout=TIMEOUT, retries=False).status)
+            check(manager.request("GET", url, timeout=TIMEOUT).status)
 
     yield get
 
 
 @contextmanager
-def fewports_manager(sources: Sequence[str], budget: int | None = None) -> Iterator[Get]:
+def fewports_manager(work: Work) -> Iterator[Get]:
     """One ``fewports.PoolManager``."""
-    with PoolManager(sources=sources or None, budget=budget) as manager:
+    with PoolManager(sources=work.sources or None, budget=work.budget) as manager:
 
         def get(url: str) -> None:
             check(manager.request("GET", url, timeout=TIMEOUT).status)

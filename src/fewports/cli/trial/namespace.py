@@ -8,6 +8,7 @@ system lets users make namespaces.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -41,7 +42,9 @@ def enter(low: int, high: int) -> None:
             step = f"setting net.ipv4.{name}"
             _write(f"/proc/sys/net/ipv4/{name}", value)
     except OSError as error:
-        raise NoNamespace(f"{step} failed: {error.strerror}") from error
+        # unshare(2): ENOSPC says that a limit in /proc/sys/user is reached.
+        why = "the limit in /proc/sys/user is reached" if error.errno == errno.ENOSPC else error.strerror
+        raise NoNamespace(f"{step} failed: {why}") from error
 
 
 def _unshare() -> None:

@@ -21,7 +21,10 @@ def held(destinations: Sequence[Destination], states: int = diag.CONNECTED) -> i
 
 
 class Sampler:
-    """Asks the kernel every 10 ms while the block lasts. *series* has the counts, each with its time."""
+    """Asks the kernel every 10 ms while the block lasts. *series* has the counts, each with its time.
+
+    It stays empty where the kernel cannot be asked.
+    """
 
     def __init__(self, destinations: Sequence[Destination]) -> None:
         self.series: list[tuple[float, int]] = []
@@ -40,7 +43,7 @@ class Sampler:
         self._thread.join()
 
     def _sample(self) -> None:
-        while True:
+        while diag.available():
             self.series.append((monotonic(), held(self._destinations)))
             if self._over.wait(INTERVAL):
                 return

@@ -44,20 +44,24 @@ class Connection(asyncio.Protocol):
             self._transport.write(REPLY)
 
 
-def serve(ports: Sequence[int], pause: float) -> None:
+def serve(ports: Sequence[int], pause: float) -> dict[str, int]:
     """Listen on 127.0.0.1 until the parent hangs up; each answer takes *pause* seconds.
 
-    Tells where it listens (``addresses``), and in the end how many flows came (``opened``).
+    Tells where it listens (``addresses``), and returns how many flows came (``opened``).
     """
-    asyncio.run(_serve(ports, pause))
+    return asyncio.run(_serve(ports, pause))
 
 
-async def _serve(ports: Sequence[int], pause: float) -> None:
+async def _serve(ports: Sequence[int], pause: float) -> dict[str, int]:
     loop = asyncio.get_running_loop()
     accepted = Accepted()
     listeners = [socket.create_server(("127.0.0.1", port), backlog=4096) for port in ports]
-    for listener in listeners:
+    servers = [
         await loop.create_server(lambda: Connection(accepted, pause), sock=listener, backlog=4096)
+        for listener in listeners
+    ]
     tell({"addresses": [listener.getsockname() for listener in listeners]})
     await loop.run_in_executor(None, await_parent)
-    tell({"opened": len(accepted.flows)})
+    for server in servers:
+        server.close()
+    return {"opened": len(accepted.flows)}

@@ -7,31 +7,21 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from .child import end_with_parent, tell
-
-Get = Callable[[str], None]
-
-
-class Client(Protocol):
-    """Makes, for as long as the block lasts, what gets a URL and raises if that fails.
-
-    *sources* are the addresses to connect from, in turn; none leaves them to the kernel.
-    """
-
-    def __call__(self, sources: Sequence[str]) -> AbstractContextManager[Get]: ...
+from .child import end_with_parent
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """*bursts* times *requests*, by *threads* at once, over the destinations and from the sources in turn.
+    """*bursts* times *requests*, by *threads* at once, over the destinations in turn.
 
-    From one burst to the next it takes *every* seconds, or as long as it takes. After *limit* seconds no
-    request is begun any more.
+    A burst lasts *every* seconds, or as long as it takes. After *limit* seconds no request is begun any
+    more. *sources* are the addresses to connect from, in turn; none leaves that to the kernel. *budget* is
+    for clients that have one.
     """
 
     requests: int
@@ -40,7 +30,14 @@ class Work:
     every: float = 0.0
     destinations: int = 1
     sources: tuple[str, ...] = ()
+    budget: int | None = None
     limit: float = 60.0
+
+
+# Gets a URL, and raises if that fails.
+Get = Callable[[str], None]
+# Makes one for as long as a block lasts.
+Client = Callable[[Work], AbstractContextManager[Get]]
 
 
 class Tally:
@@ -94,26 +91,26 @@ def do(get: Get, urls: Sequence[str], work: Work) -> Tally:
     for _ in range(work.threads):
         threading.Thread(target=worker, daemon=True).start()
     for burst in range(work.bursts):
-        time.sleep(max(0.0, tally.began + burst * work.every - time.monotonic()))
         began, done, failed = time.monotonic(), tally.done, tally.failed
         pending.extend(urls[number % len(urls)] for number in range(work.requests))
         turn.wait()
         turn.wait()
         tally.bursts.append((began, tally.done - done, tally.failed - failed))
         pending.clear()
+        time.sleep(max(0.0, tally.began + (burst + 1) * work.every - time.monotonic()))
     return tally
 
 
-def be_client(client: str, urls: Sequence[str], work: dict[str, Any]) -> None:
-    """Be the process of the *client*, which is module:function: do the work, tell the tally."""
+def be_client(client: str, urls: Sequence[str], work: dict[str, Any]) -> dict[str, Any]:
+    """Be the process of the *client*, which is module:function: do the work, return the tally."""
     end_with_parent()
     os.environ["NO_PROXY"] = "*"  # requests would send it all to the user's proxy
     module, _, name = client.partition(":")
     make: Client = getattr(importlib.import_module(module), name)
     job = Work(**{**work, "sources": tuple(work["sources"])})
-    with make(job.sources) as get:
+    with make(job) as get:
         tally = do(get, urls, job)
-    tell(tally.told())
+    return tally.told()
 
 
 def settings(work: Work) -> dict[str, Any]:
@@ -145,7 +142,7 @@ def _drain(pending: deque[str], get: Get, tally: Tally, deadline: float) -> None
             tally.answered()
 
 
-def _take(pending: deque[str]) -> Iterable[str]:
+def _take(pending: deque[str]) -> Iterator[str]:
     while True:
         try:
             yield pending.popleft()
