@@ -20,6 +20,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import urllib3
 
@@ -175,7 +176,7 @@ def reset(sock: socket.socket) -> None:
 
 def fill(address: tuple[str, int], share: float) -> int:
     """Take that share of the range towards *address*, in children that end with this process."""
-    low, high = map(int, open("/proc/sys/net/ipv4/ip_local_port_range").read().split())
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     wanted = int((high - low + 1) * share)
     for _ in range(0, wanted, 9000):  # files are capped at 20,000 a process, and each connection has two ends
         number = min(9000, wanted)

@@ -55,28 +55,44 @@ class Captured(list[Event]):
 class ScriptedKernel:
     """What a ledger believes of the system: *capacity* ports in the range, TIME_WAIT for *hold* seconds.
 
-    A closed flow is free unless ``rows`` has it. Both numbers may be changed at any time. One that cannot
+    Both may be changed at any time. A closed flow is free unless keep() was called for it. One that cannot
     be asked (*asked* false) leaves the ledger to its clock.
     """
 
-    def __init__(self, capacity: int = RANGE, hold: float = TIME_WAIT, *, asked: bool = True) -> None:
+    def __init__(
+        self, clock: ManualClock, capacity: int = RANGE, hold: float = TIME_WAIT, *, asked: bool = True
+    ) -> None:
         self.capacity = capacity
         self.hold = hold
-        self.rows: dict[Flow, Row] = {}
-        self.questions: list[Flow] = []
+        self.questions: list[Flow] = []  # all that it was asked
         self.referee = Referee(lambda now: self.capacity, lambda *flow: self.hold, self._ask if asked else None)
+        self._clock = clock
+        self._kept: dict[Flow, tuple[State, float | None, float]] = {}
 
-    def keep(self, flow: Flow, remaining: float | None = TIME_WAIT, state: State = State.TIME_WAIT) -> None:
-        """Go on holding *flow*, for *remaining* seconds as the kernel says whenever it is asked."""
-        self.rows[flow] = Row(state, flow, remaining, 0, 0)
+    def keep(
+        self, flow: Flow, seconds: float | None = TIME_WAIT, state: State = State.TIME_WAIT, *, late: float = 0.0
+    ) -> None:
+        """Hold *flow* for so many seconds (None: without end), and for *late* more than it says."""
+        until = None if seconds is None else self._clock() + seconds
+        self._kept[flow] = state, until, late
 
     def let_go(self, flow: Flow) -> None:
         """Forget *flow*: its port is free."""
-        self.rows.pop(flow, None)
+        self._kept.pop(flow, None)
+
+    def holds(self, flow: Flow) -> bool:
+        """Say whether *flow* is held now."""
+        return self._row(flow) is not None
 
     def _ask(self, flow: Flow) -> Row | None:
         self.questions.append(flow)
-        return self.rows.get(flow)
+        return self._row(flow)
+
+    def _row(self, flow: Flow) -> Row | None:
+        state, until, late = self._kept.get(flow, (State.CLOSE, 0.0, 0.0))
+        if until is not None and until + late <= self._clock():
+            return None
+        return Row(state, flow, None if until is None else max(0.0, until - self._clock()), 0, 0)
 
 
 def small_ledger(

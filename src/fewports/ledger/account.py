@@ -65,7 +65,6 @@ class Account:
         "backoff",
         "blocked_until",
         "budget",
-        "closings",
         "falls",
         "holders",
         "kept",
@@ -89,19 +88,14 @@ class Account:
         self.leases: set[Lease] = set()
         self.kept: set[Closing] = set()
         self.holders: dict[Holder, int] = {}
-        # Those done are dropped when they reach the left end.
-        self.questions: deque[Closing] = deque()  # closings that the kernel is to be asked about
-        self.closings: deque[Closing] = deque()  # those of which it has said when they end
+        # What the kernel is to be asked about; what is answered or over is dropped at the left end.
+        self.questions: deque[Closing] = deque()
         self.line: list[tuple[int, Waiter]] = []  # a heap by ticket; who has left is dropped at the top
         self.waiters: set[Waiter] = set()
         self.blocked_until = 0.0  # the kernel had no port for this space: not tried before then
         self.backoff = 0.0
         self.level = Level.NORMAL
-        self.resize(capacity)
-
-    def resize(self, capacity: int) -> None:
-        """Set the limit for a range of *capacity* ports, and with it the bounds of the levels."""
-        self.limit = self.rule.of(capacity)
+        self.limit = rule.of(capacity)  # 0 after configure(): whoever still names this account is refused
         self.mark_level()
 
     @property
@@ -147,10 +141,8 @@ class Account:
         return None
 
     def tidy(self) -> None:
-        """Drop what is over: ports freed before their turn, callers who left from the middle."""
-        while self.closings and self.closings[0].done:
-            self.closings.popleft()
-        while self.questions and self.questions[0].done:
+        """Drop what is over: questions without need, callers who left from the middle."""
+        while self.questions and (self.questions[0].done or self.questions[0].ask_at == inf):
             self.questions.popleft()
         if len(self.line) > 2 * len(self.waiters) + 16:
             self.line = [entry for entry in self.line if not entry[1].decided]
@@ -170,9 +162,8 @@ class Account:
 
     def next_due(self, now: float) -> float | None:
         """Return the seconds until the next port leaves TIME_WAIT, if one is in it."""
-        self.tidy()
-        first = [queue[0].due for queue in (self.questions, self.closings) if queue]
-        return max(0.0, min(first) - now) if first else None
+        first = min((closing.due for closing in self.kept if not closing.watched), default=None)
+        return None if first is None else max(0.0, first - now)
 
     def __repr__(self) -> str:
         return f"<Account {self.name} ({self.scope}) {self.held} of {self.limit} held, {self.waiting} waiting>"

@@ -124,13 +124,9 @@ class Closings:
         for account in accounts:
             account.tidy()
             queue = account.questions
-            while queue and len(found) < QUESTIONS:
-                if queue[0].done or queue[0].ask_at == inf:
-                    queue.popleft()
-                elif queue[0].ask_at <= now:
-                    found[queue.popleft()] = None
-                else:
-                    break
+            while queue and queue[0].ask_at <= now and len(found) < QUESTIONS:
+                found[queue.popleft()] = None
+                account.tidy()
         return list(found)
 
     def ask(self, closing: Closing, now: float) -> bool:
@@ -171,6 +167,6 @@ class Closings:
             self.charge(closing)
 
     def _queue(self, closing: Closing) -> None:
-        asked = closing.ask_at == inf
-        for account in closing.want.accounts:
-            (account.closings if asked else account.questions).append(closing)
+        if closing.ask_at < inf:
+            for account in closing.want.accounts:
+                account.questions.append(closing)

@@ -15,7 +15,7 @@ class Hook:
 
     def __init__(self) -> None:
         self.emits: tuple[Emit, ...] = ()  # replaced, never changed: emit() may be going through it
-        self._broken: set[Emit] = set()
+        self._broken: list[Emit] = []
 
     def subscribe(self, emit: Emit) -> Callable[[], None]:
         """Have *emit* called with each event; return what ends that."""
@@ -32,6 +32,6 @@ class Hook:
             try:
                 emit(event)
             except Exception:
-                if emit not in self._broken:
-                    self._broken.add(emit)
+                if not any(emit is other for other in self._broken):  # it may have no hash
+                    self._broken.append(emit)
                     log.exception("the subscriber %r failed on %r; this is logged once", emit, event)

@@ -39,7 +39,6 @@ from .hook import Hook
 
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
 CACHED_WANTS = 10_000  # spaces whose accounts are remembered although they hold no port
-
 WHOLE_RANGE = Limit(None, 1.0)
 
 ledgers: WeakSet[Ledger] = WeakSet()
@@ -79,7 +78,7 @@ class Ledger:
         self._blocked: set[Account] = set()
         self._reaped = 0.0
         self._orphans: deque[tuple[Lease, bool, bool]] = deque()  # given back where no lock may be taken
-        self._out: list[Waiter | Event] = []  # to be done once the lock is free
+        self._out: deque[Waiter | Event] = deque()  # to be done once the lock is free
 
     # What users call.
 
@@ -129,7 +128,7 @@ class Ledger:
         *budget* is the own one of *client*, the face that asks, if it has one.
         """
         if (capacity := self._referee.capacity(now)) != self._capacity:
-            self._resize(capacity)
+            self._resize(capacity, now)
         key = (space, host, budget, client)
         if (want := self._wants.get(key)) is not None:
             return want
@@ -146,6 +145,7 @@ class Ledger:
         """
         while True:
             with self._lock:
+                wants = self._current(wants)
                 self._catch_up(now)
                 refuser = self._serve(waiter, wants, now)
                 questions = self._closings.questions(full_accounts(wants, now), now) if refuser else []
@@ -157,15 +157,14 @@ class Ledger:
     def join(self, waiter: Waiter, wants: Sequence[Want], now: float) -> None:
         """Put *waiter* in line for the first of *wants* to have room; it keeps its place if it had one."""
         with self._lock:
-            fresh = waiter.joined is None
-            if fresh:
-                waiter.joined = now
-            waiter.wants = wants
+            waiter.wants = self._current(wants)
             self._catch_up(now)
-            if (refuser := self._serve(waiter, wants, now)) and not waiter.decided:
+            if (refuser := self._serve(waiter, waiter.wants, now)) and not waiter.decided:
                 self._line_up(waiter, now)
-                if fresh and self._hook.emits:
-                    self._out.append(WaitStarted(refuser.usage()))
+                if waiter.joined is None:
+                    waiter.joined = now
+                    if self._hook.emits:
+                        self._out.append(WaitStarted(refuser.usage()))
         if self._out:
             self._act()
 
@@ -190,12 +189,14 @@ class Ledger:
                 self._free(former, now)  # the kernel gave us this port: nothing holds it any more
             lease.flow = flow
             lease.state = Lease.OPEN
-            if lease.want.pace:
-                self._leave_pace(lease, now)
-            space = lease.want.accounts[0]
+            space, pace = lease.want.accounts[0], lease.want.pace
+            if pace:
+                pace.leases.discard(lease)
             if space.backoff:
                 space.backoff = 0.0
-                self._unblock(space, now)
+                self._unblock(space)
+            if self._full:
+                self._grant((space, pace) if pace else (space,), now)
             if self._hook.emits:
                 self._out.append(ConnectionOpened(flow, now - lease.reserved))
         if self._out:
@@ -234,6 +235,8 @@ class Ledger:
             self._release(lease, now, None, unblock=False)
         if self._out:
             self._act()
+        if self._full:
+            self.nudge()
 
     def orphan(self, lease: Lease, *, time_wait: bool = True, watch: bool = False) -> None:
         """Give back *lease* from a finalizer, where no lock may be taken: the next call sees to it.
@@ -261,12 +264,12 @@ class Ledger:
     def rivals(self, wants: Sequence[Want], now: float) -> list[tuple[Account, list[Holder]]]:
         """Return, for each account that keeps *wants* from being served, who may give up an idle connection."""
         with self._lock:
-            return [(account, list(account.holders)) for account in full_accounts(wants, now)]
+            return [(account, list(account.holders)) for account in full_accounts(self._current(wants), now)]
 
     def refuser(self, wants: Sequence[Want], now: float) -> Account | None:
         """Return an account that keeps *wants* from being served."""
         with self._lock:
-            return next(iter(full_accounts(wants, now)), None)
+            return next(iter(full_accounts(self._current(wants), now)), None)
 
     # What the timer calls.
 
@@ -275,6 +278,8 @@ class Ledger:
         with self._lock:
             if not self._full:
                 return None
+            for account in self._full:
+                account.tidy()
             times = [account.questions[0].ask_at for account in self._full if account.questions]
             times += [account.blocked_until for account in self._blocked]
             times.append(self._closings.next_due())
@@ -291,8 +296,7 @@ class Ledger:
                 self._reap(now)
             questions = self._closings.questions(self._full, now)
             if thorough:
-                accounts = list(self._accounts.values())
-                questions += self._closings.questions(accounts, now)
+                questions += self._closings.questions(list(self._accounts.values()), now)
                 questions = list(dict.fromkeys((*questions, *self._closings.watched)))
         if self._out:
             self._act()
@@ -316,11 +320,12 @@ class Ledger:
         return leases
 
     def __repr__(self) -> str:
-        spaces = [account for key, account in list(self._accounts.items()) if key[0] == "range" and account.held]
-        held = sum(account.held for account in spaces)
-        time_wait = sum(account.usage().time_wait for account in spaces)
-        waiting = sum(account.waiting for account in self._full)
-        return f"<Ledger {len(spaces)} spaces, {held} held, {time_wait} in TIME_WAIT, {waiting} waiting>"
+        with self._lock:
+            usages = [account.usage() for key, account in self._accounts.items() if key[0] == "range" and account.held]
+            waiting = len({waiter for account in self._full for waiter in account.waiters})
+        held = sum(usage.held for usage in usages)
+        time_wait = sum(usage.time_wait for usage in usages)
+        return f"<Ledger {len(usages)} spaces, {held} held, {time_wait} in TIME_WAIT, {waiting} waiting>"
 
     # Below: the lock is held, except in _act and _ask.
 
@@ -400,13 +405,14 @@ class Ledger:
                 return
             raise LeaseError(f"{lease!r} was released before: a lease has one owner, who releases it once")
         if closing:
+            closing.want = lease.want  # configure() may have come since it was made
             self._closings.add(closing)
         self._unbook(lease)
         lease.state = Lease.RELEASED
-        if lease.want.pace:
-            self._leave_pace(lease, now)
         if not closing:
-            self._came_free(lease.want.accounts, now, unblock)
+            self._came_free(lease.want, now, unblock)
+        elif self._full and lease.want.pace:
+            self._grant((lease.want.pace,), now)
 
     def _unbook(self, lease: Lease) -> None:
         holder = lease.holder
@@ -414,6 +420,8 @@ class Ledger:
             account.leases.discard(lease)
             if holder is not None and (left := account.holders.pop(holder, 1) - 1) > 0:
                 account.holders[holder] = left
+        if pace := lease.want.pace:
+            pace.leases.discard(lease)
         self._leases.discard(lease)
 
     def _free(self, closing: Closing, now: float) -> None:
@@ -422,37 +430,46 @@ class Ledger:
         self._closings.end(closing)
         if self._hook.emits:
             self._out.append(PortFreed(closing.flow))
-        self._came_free(closing.want.accounts, now)
+        self._came_free(closing.want, now)
 
-    def _came_free(self, accounts: tuple[Account, ...], now: float, unblock: bool = True) -> None:
+    def _came_free(self, want: Want, now: float, unblock: bool = True) -> None:
         """See to levels, blocks and lines after a port came free."""
+        accounts = want.accounts
         for account in accounts:
             if len(account.leases) + len(account.kept) <= account.falls:
                 self._crossed(account)
         if unblock and accounts[0].blocked_until:
-            self._unblock(accounts[0], now)
-        for account in accounts:
-            if account.waiters:
-                self._grant(account, now)
+            self._unblock(accounts[0])
+        if want.pace:
+            accounts = (*accounts, want.pace)
+        if self._full:
+            self._grant(accounts, now)
 
-    def _leave_pace(self, lease: Lease, now: float) -> None:
-        if pace := lease.want.pace:
-            pace.leases.discard(lease)
-            if pace.waiters:
-                self._grant(pace, now)
+    def _grant(self, accounts: Sequence[Account], now: float) -> None:
+        """Serve those in line for any of *accounts* in the order of their coming, while there is room."""
+        while self._grant_one(accounts, now):
+            pass
 
-    def _grant(self, account: Account, now: float) -> None:
-        """Serve the line of *account* in order, while it has room."""
-        while not account.full(now) and (waiter := account.first()):
+    def _grant_one(self, accounts: Sequence[Account], now: float) -> bool:
+        """Serve the first in line whom no other account keeps waiting; say whether there was one."""
+        while True:
+            free = [account for account in accounts if account.waiters and not account.full(now)]
+            waiter = min((first for account in free if (first := account.first())), default=None)
+            if waiter is None:
+                return False
             if not self._serve(waiter, waiter.wants, now):
                 self._unline(waiter)
                 self._out.append(waiter)
-            else:
-                # Another account keeps it waiting: it stands in the line of that one, at its old place.
-                heapq.heappop(account.line)
+                return True
+            # Another account keeps it waiting: it stands in the line of that one, at its old place. It is
+            # woken, because there may be an idle connection to close; due() may have come nearer as well.
+            for account in waiter.lines.intersection(free):
+                heapq.heappop(account.line)  # who comes first of all is first in each
                 self._leave_line(waiter, account)
-                waiter.lines = waiter.lines - {account}
-                self._line_up(waiter, now)
+            waiter.lines = waiter.lines.difference(free)
+            self._line_up(waiter, now)
+            self._out.append(waiter)
+            self.nudge()
 
     def _line_up(self, waiter: Waiter, now: float) -> None:
         for account in full_accounts(waiter.wants, now):
@@ -473,23 +490,16 @@ class Ledger:
         if not account.waiters:
             self._full.discard(account)
 
-    def _unblock(self, account: Account, now: float) -> None:
+    def _unblock(self, account: Account) -> None:
         account.blocked_until = 0.0
         self._blocked.discard(account)
-        if account.waiters:
-            self._grant(account, now)
 
     def _probe(self, account: Account, now: float) -> None:
         """Let one caller find out whether the kernel has a port again; the others wait for its news."""
-        account.blocked_until = 0.0
-        waiter = account.first()
-        if waiter is None:
-            self._blocked.discard(account)
-            return
-        if not self._serve(waiter, waiter.wants, now):
-            self._unline(waiter)
-            self._out.append(waiter)
-        account.blocked_until = now + LAST_PAUSE
+        self._unblock(account)
+        if self._grant_one((account,), now):
+            account.blocked_until = now + LAST_PAUSE
+            self._blocked.add(account)
 
     def _reap(self, now: float) -> None:
         """Give back what its owner never will."""
@@ -509,16 +519,13 @@ class Ledger:
     def _adopt(self, lease: Lease, time_wait: bool, watch: bool, now: float) -> None:
         if lease.state >= Lease.RELEASED:
             return
-        if lease.flow is None or not time_wait:
-            self._release(lease, now, None)
-            return
-        closing = self._closings.make(lease.flow, lease.want, now)
-        if not watch or not self._referee.ask:
+        closing = self._closings.make(lease.flow, lease.want, now) if time_wait and lease.flow else None
+        if closing and watch and self._referee.ask:
+            self._unbook(lease)
+            lease.state = Lease.RELEASED
+            self._closings.watch(closing)
+        else:
             self._release(lease, now, closing)
-            return
-        self._unbook(lease)
-        lease.state = Lease.RELEASED
-        self._closings.watch(closing)
 
     def _ask(self, questions: list[Closing], now: float) -> bool:
         """Ask the kernel about each of *questions*; say whether a port came free. Takes the lock itself."""
@@ -540,19 +547,26 @@ class Ledger:
         if before is not account.level and self._hook.emits and account.scope != "range":
             self._out.append(LevelCrossed(account.name, before, account.level, account.held, account.limit))
 
-    def _resize(self, capacity: int) -> None:
+    def _resize(self, capacity: int, now: float) -> None:
         with self._lock:
             self._capacity = capacity
             for account in list(self._accounts.values()):
-                account.resize(capacity)
+                account.limit = account.rule.of(capacity)
+                self._crossed(account)
+            self._grant(list(self._full), now)
+        if self._out:
+            self._act()
 
     def _charge_anew(self, now: float) -> None:
         """Charge all that is held, and all who wait, to the accounts of a new budget."""
         waiters = {waiter for account in self._full for _, waiter in account.line if not waiter.decided}
         for waiter in waiters:
             self._unline(waiter)
+        for account in list(self._accounts.values()):
+            account.limit = 0
         self._accounts = WeakValueDictionary()
         self._wants.clear()
+        self._blocked.clear()
         for lease in self._leases:
             lease.want = self._same(lease.want)
             self._enter(lease)
@@ -563,16 +577,22 @@ class Ledger:
             waiter.wants = [self._same(want) for want in waiter.wants]
             if self._serve(waiter, waiter.wants, now):
                 self._line_up(waiter, now)
-            else:
-                self._out.append(waiter)
+            self._out.append(waiter)
+        self.nudge()
+
+    def _current(self, wants: Sequence[Want]) -> Sequence[Want]:
+        """Return *wants* with the accounts of now: the first of them may have been named before configure()."""
+        return wants if wants[0].accounts[0].limit else [self._same(want) for want in wants]
 
     def _same(self, want: Want) -> Want:
         return self._want(want.space, want.host, want.budget, want.client)
 
     def _act(self) -> None:
-        with self._lock:
-            out, self._out = self._out, []
-        for item in out:
+        while self._out:
+            try:
+                item = self._out.popleft()  # one by one: after a KeyboardInterrupt the next call does the rest
+            except IndexError:  # another thread did it
+                return
             if isinstance(item, Waiter):
                 item.wake()
             else:
