@@ -82,9 +82,9 @@ class Sources:
             return pool
         if self.choose == "pinned":
             if self.network is not None:
-                return pool
+                return pool[:1]
             pin = self._pin(origin)
-            return sorted(pool, key=lambda source: _weight(pin, source))
+            return [min(pool, key=lambda source: _weight(pin, source))]
         if self.network is None:
             turn = self._turn(destination) % len(pool)
             pool = pool[turn:] + pool[:turn]

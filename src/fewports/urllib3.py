@@ -48,6 +48,7 @@ from .tcp import pick_sources
 
 if TYPE_CHECKING:
     from urllib3._base_connection import BaseHTTPConnection
+    from urllib3.response import BaseHTTPResponse
 
 __all__ = [
     "BudgetExhausted",
@@ -386,6 +387,13 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if isinstance(conn, HTTPConnection):
             conn.wait = timeout
         return conn
+
+    def _make_request(self, conn: BaseHTTPConnection, *args: Any, **keywords: Any) -> BaseHTTPResponse:
+        total = getattr(keywords.get("timeout"), "total", None)
+        if isinstance(total, (int, float)) and isinstance(conn, HTTPConnection):
+            # The time in line for a port is part of the whole; urllib3 takes it off the time to read.
+            conn.wait = total if conn.wait is None else min(total, conn.wait)
+        return super()._make_request(conn, *args, **keywords)
 
     def _put_conn(self, conn: BaseHTTPConnection | None) -> None:
         if self.home.used <= 0 and self.pool is not None:

@@ -9,7 +9,6 @@ import time
 from fewports.kernel import diag
 from fewports.ledger.account import Lease
 from fewports.ledger.local import Ledger, ledgers
-
 from support.sampler import Kernel
 
 PATIENCE = 2.0  # seconds for connections that were just closed to be acknowledged
