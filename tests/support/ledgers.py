@@ -47,4 +47,3 @@ def _disagreements() -> list[str]:
 
 def _holds(ledger: Ledger) -> bool:
     return bool(ledger.usage())
-
