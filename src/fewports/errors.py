@@ -34,7 +34,7 @@ class BudgetExhausted(FewportsError):
         self.usage = usage
         self.next_due = next_due
         self.waited = waited
-        super().__init__(usage, next_due, waited)
+        Exception.__init__(self, usage, next_due, waited)  # the faces' classes come next, and take other arguments
 
     def __str__(self) -> str:
         facts = str(self.usage)
@@ -68,7 +68,7 @@ class NoUsableSource(FewportsError):
     def __init__(self, destination: str, reasons: Mapping[str, str]) -> None:
         self.destination = destination
         self.reasons = dict(reasons)
-        super().__init__(destination, self.reasons)
+        Exception.__init__(self, destination, self.reasons)
 
     def __str__(self) -> str:
         why = "; ".join(f"{source}: {reason}" for source, reason in self.reasons.items())

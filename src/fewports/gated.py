@@ -11,6 +11,7 @@ import _socket
 import os
 import socket
 import ssl
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -175,7 +176,7 @@ def let_go(sock: Gated) -> None:
 
 def _close(sock: Gated, close: Callable[[], None]) -> None:
     lease, sock.lease = sock.lease, None
-    if lease is None or lease.state >= Lease.RELEASED:
+    if lease is None or lease.state >= Lease.RELEASED or sys.is_finalizing():
         close()
         return
     ledger = lease.ledger
@@ -188,12 +189,14 @@ def _close(sock: Gated, close: Callable[[], None]) -> None:
         # Closed in SYN_SENT the port is free (fact 6j). With TIME_WAIT to come, and ports plenty, the
         # kernel is asked when it matters; else now.
         flow = lease.flow
-        ask = spare or state != State.ESTABLISHED
-        ledger.release(lease, monotonic(), time_wait=flow is not None, ask=ask)
-        if stood and flow is not None and ledger.heard:
-            by_peer = state == State.CLOSE_WAIT
-            reason = CloseReason.PEER_CLOSED if by_peer else sock.reason
-            ledger.emit(ConnectionClosed(flow, reason, not by_peer))
+        closed = _closed(flow, state, spare, sock.reason) if stood and flow is not None and ledger.heard else None
+        if ledger.busy:
+            # Perhaps with us: a response that the garbage collector finds closes its socket in the middle of anything.
+            ledger.orphan(lease, time_wait=flow is not None, closed=closed)
+        else:
+            ledger.release(lease, monotonic(), time_wait=flow is not None, ask=spare or state != State.ESTABLISHED)
+            if closed:
+                ledger.emit(closed)
 
 
 def _drop(sock: Gated) -> None:
@@ -201,15 +204,24 @@ def _drop(sock: Gated) -> None:
     number = _socket.socket.fileno(sock)
     text = repr(sock) if number >= 0 else ""
     lease = getattr(sock, "lease", None)
-    if lease is None or lease.state >= Lease.RELEASED:
+    if lease is None or lease.state >= Lease.RELEASED or sys.is_finalizing():
         _socket.socket.close(sock)
     else:
         sock.lease = None
-        _state_before(sock, lease, lease.pressed)
+        spare = lease.pressed
+        state = _state_before(sock, lease, spare)
         _socket.socket.close(sock)
-        lease.ledger.orphan(lease, time_wait=lease.flow is not None)
+        flow = lease.flow
+        closed = _closed(flow, state, spare, CloseReason.DROPPED) if flow else None
+        lease.ledger.orphan(lease, time_wait=flow is not None, closed=closed)
     if number >= 0:
         warnings.warn(f"unclosed {text}", ResourceWarning, source=sock, stacklevel=2)
+
+
+def _closed(flow: Flow, state: int | None, spare: bool, reason: CloseReason) -> ConnectionClosed:
+    if state == State.CLOSE_WAIT:
+        return ConnectionClosed(flow, CloseReason.PEER_CLOSED, False)
+    return ConnectionClosed(flow, reason, not (spare and state == State.ESTABLISHED and facts.features().linger2))
 
 
 def _state_before(sock: Gated, lease: Lease, spare: bool) -> int | None:

@@ -81,7 +81,9 @@ class Pool(Generic[C]):
         self._retired: deque[tuple[float, C]] = deque()
         self._line: OrderedDict[Waiter, bool] = OrderedDict()  # whether each needs a place, too
         self.used = 0
-        self.closed = False
+        self.closed = False  # refuses
+        self.keeps = True
+        self.abandoned = False  # whoever would close it is gone; the timer does
 
     def expiry(self, now: float) -> float:
         """Return when a connection opened *now* has reached its maximum age."""
@@ -109,9 +111,12 @@ class Pool(Generic[C]):
         with self._lock:
             found, endings = self._take(place, now)
             if found is None:
+                behind = self._line and next(reversed(self._line)).ticket > waiter.ticket
                 self._line[waiter] = place
+                if behind:  # it comes again, and has waited for longer
+                    self._line = OrderedDict(sorted(self._line.items()))
             elif not waiter.deliver(found):
-                self._undo(found, place)
+                self._undo(found)
         return endings
 
     def leave(self, waiter: Waiter) -> None:
@@ -123,7 +128,7 @@ class Pool(Generic[C]):
         """Hand *connection*, clean at a request boundary, to who is next, or keep it idle."""
         lease = connection.lease
         with self._lock:
-            plain = not (self._line or self.closed) and connection.expires > now
+            plain = self.keeps and not self._line and connection.expires > now
             if plain:
                 self.used -= 1
                 connection.idle_since = now
@@ -147,7 +152,13 @@ class Pool(Generic[C]):
                 endings.append((connection, CloseReason.POOL_CLOSED))
             elif connection.expires <= now:
                 endings.append((connection, CloseReason.AGE))
-            elif not self._hand_over(connection, rival, woken):
+            elif rival and rival.holder is not self and ((first := self._first()) is None or rival < first):
+                endings.append((connection, CloseReason.GAVE_WAY))
+            elif self._hand_over(connection, woken):
+                pass
+            elif not self.keeps:
+                endings.append((connection, CloseReason.POOL_CLOSED))
+            else:
                 connection.idle_since = now
                 if lease:
                     lease.idle = True
@@ -156,6 +167,11 @@ class Pool(Generic[C]):
         for waiter in woken:
             waiter.wake()
         return endings
+
+    def add_place(self) -> None:
+        """Count one place more, which somebody will give back although he never got it."""
+        with self._lock:
+            self.used += 1
 
     def drop_place(self) -> None:
         """Give back the place of a connection that is closed, or was never made."""
@@ -170,10 +186,13 @@ class Pool(Generic[C]):
         """Note that a connection given to a waiter lives on in the place that the waiter had."""
         self.drop_place()
 
-    def surrender(self, account: Account) -> C | None:
-        """Take out the connection that was idle for longest and is charged to *account*."""
+    def surrender(self, account: Account, *, idle: bool = True) -> C | None:
+        """Take out the connection that was idle for longest and is charged to *account*.
+
+        Only a retired one, if *idle* is false.
+        """
         with self._lock:
-            for connection in [connection for _, connection in self._retired] + list(self._idle):
+            for connection in [connection for _, connection in self._retired] + (list(self._idle) if idle else []):
                 if (lease := connection.lease) and account in lease.accounts:
                     self._remove(connection)
                     return connection
@@ -186,8 +205,7 @@ class Pool(Generic[C]):
 
     def restore(self, connection: C, now: float) -> Sequence[Ending[C]]:
         """Put back what remove() took out, or hand it to who has joined the line since."""
-        with self._lock:
-            self.used += 1
+        self.add_place()
         return self.give_back(connection, now)
 
     def quiet(self) -> list[C]:
@@ -210,7 +228,9 @@ class Pool(Generic[C]):
         retired: list[Lease] = []
         with self._lock:
             while self._retired and self._retired[0][0] <= now:
-                endings.append((self._retired.popleft()[1], CloseReason.IDLE))
+                deadline, connection = self._retired.popleft()
+                aged = connection.expires <= deadline - RETIREMENT
+                endings.append((connection, CloseReason.AGE if aged else CloseReason.IDLE))
             surplus = len(self._idle) - self.limits.kept
             for position, connection in enumerate(list(self._idle)):
                 patience = self._patience(position < surplus)
@@ -224,14 +244,18 @@ class Pool(Generic[C]):
                 lease.ledger.emit(ConnectionRetired(lease.flow))
         return endings
 
+    def empty(self, *, for_good: bool = False) -> list[Ending[C]]:
+        """Return all that nobody uses, to be closed; with *for_good* nothing is kept from now on."""
+        with self._lock:
+            self.keeps = self.keeps and not for_good
+            return self._empty()
+
     def close(self) -> list[Ending[C]]:
         """Refuse from now on, send away who waits, and return all that is to be closed."""
         with self._lock:
             self.closed = True
-            endings = [(connection, CloseReason.POOL_CLOSED) for connection in self._idle]
-            endings += [(connection, CloseReason.POOL_CLOSED) for _, connection in self._retired]
-            self._idle.clear()
-            self._retired.clear()
+            self.keeps = False
+            endings = self._empty()
             waiting = [waiter for waiter in self._line if waiter.deliver(None)]
             self._line.clear()
         for waiter in waiting:
@@ -271,22 +295,31 @@ class Pool(Generic[C]):
         self.used += 1
         return PLACE, endings
 
-    def _undo(self, found: C | Place, place: bool) -> None:
+    def _empty(self) -> list[Ending[C]]:
+        endings = [(connection, CloseReason.POOL_CLOSED) for connection in self._idle]
+        endings += [(connection, CloseReason.POOL_CLOSED) for _, connection in self._retired]
+        self._idle.clear()
+        self._retired.clear()
+        return endings
+
+    def _undo(self, found: C | Place) -> None:
         self.used -= 1
         if not isinstance(found, Place):
             if found.lease:
                 found.lease.idle = True
             self._idle.append(found)
 
-    def _hand_over(self, connection: C, rival: Waiter | None, woken: list[Waiter]) -> bool:
-        """Give *connection* to the first in line, unless somebody elsewhere has waited for longer."""
+    def _first(self) -> Waiter | None:
         while self._line:
             waiter = next(iter(self._line))
-            if waiter.decided:
-                del self._line[waiter]
-                continue
-            if rival is not None and rival.holder is not self and rival.ticket < waiter.ticket:
-                return False
+            if not waiter.decided:
+                return waiter
+            del self._line[waiter]
+        return None
+
+    def _hand_over(self, connection: C, woken: list[Waiter]) -> bool:
+        """Give *connection* to the first in line."""
+        while waiter := self._first():
             del self._line[waiter]
             if waiter.deliver(connection):
                 self.used += 1

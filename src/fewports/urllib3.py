@@ -12,6 +12,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from http.client import _CS_IDLE  # type: ignore[attr-defined]
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -142,6 +143,11 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             return
         try:
             outcome = self._dial()
+            while isinstance(outcome, HTTPConnection) and connection.is_connection_dropped(outcome):
+                outcome.end(CloseReason.PEER_CLOSED)  # before it was our turn
+                if self.home is not None:
+                    self.home.drop_place()
+                outcome = self._dial()
         except Exception as error:
             self._failure = error
             super().connect()  # urllib3 cleans up after _new_conn(), which raises it
@@ -176,6 +182,19 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
+
+    @property
+    def settled(self) -> bool:
+        """Say whether no response is under way, so that another request may follow."""
+        # http.client keeps these to itself. By the state of the socket one cannot tell: a body may be yet to come.
+        response = getattr(self, "_HTTPConnection__response", None)
+        begun = getattr(self, "_HTTPConnection__state", _CS_IDLE) != _CS_IDLE
+        return not begun and (response is None or response.isclosed())
+
+    def leave_to_response(self) -> None:
+        """Forget the socket: it is closed when the response that is under way has been read, or dropped."""
+        sock, self.sock, self.lease = self.sock, None, None
+        sock.close()
 
     def fileno(self) -> int:
         return self.sock.fileno() if self.sock is not None else -1
@@ -318,7 +337,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         self.home: Pool[HTTPConnection] = Pool(self.gate.limits(maxsize, self.block))
         self.pool = cast(Any, Shelf(self, maxsize))
         self._shells: list[HTTPConnection] = []  # closed, to be connected again: making one costs 10 us
-        weakref.finalize(self, _close, self.home)
+        weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
 
     def close(self) -> None:
         """Close the idle connections now, and those in use when they come back."""
@@ -340,9 +359,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             if found is None:
                 found = self._wait_for_place(timeout)
             if isinstance(found, Place):
-                if not self._shells:
+                try:
+                    shell = self._shells.pop()
+                except IndexError:
                     return None
-                shell = self._shells.pop()
                 shell.close()  # forgets a request that was begun without a connection
                 return shell
             if not connection.is_connection_dropped(found):
@@ -359,6 +379,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 self._shells.append(conn)
             elif conn is not None:
                 conn.close()
+            self.home.drop_place()
+            return
+        if not conn.settled:
+            # Released unread. urllib3 keeps it, and may send a request before the rest of that response is here.
+            conn.leave_to_response()
             self.home.drop_place()
             return
         for other, reason in self.home.give_back(conn, monotonic()):
@@ -380,7 +405,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         except EmptyPoolError:
             raise
         except BaseException:
-            self.home.used += 1  # urlopen gives a place back after all errors but EmptyPoolError
+            self.home.add_place()  # urlopen gives a place back after all errors but EmptyPoolError
             raise
         if conn is None:
             conn = self._new_conn()
@@ -392,7 +417,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         total = getattr(keywords.get("timeout"), "total", None)
         if isinstance(total, (int, float)) and isinstance(conn, HTTPConnection):
             # The time in line for a port is part of the whole; urllib3 takes it off the time to read.
-            conn.wait = total if conn.wait is None else min(total, conn.wait)
+            conn.wait = min(total, conn.wait) if isinstance(conn.wait, (int, float)) else total
         return super()._make_request(conn, *args, **keywords)
 
     def _put_conn(self, conn: BaseHTTPConnection | None) -> None:
@@ -478,6 +503,14 @@ class PoolManager(urllib3.PoolManager):
         super().__init__(num_pools, headers, **connection_pool_kw)
         self.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
+    def clear(self) -> None:
+        """Close all idle connections now, also those of pools that somebody still refers to, and forget the pools."""
+        pools = [self.pools.get(key) for key in self.pools.keys()]  # noqa: SIM118 - it cannot be iterated
+        for pool in pools:
+            if isinstance(pool, HTTPConnectionPool):
+                _end(pool.home.empty())
+        super().clear()
+
     def _new_pool(
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
     ) -> urllib3.HTTPConnectionPool:
@@ -506,9 +539,20 @@ def proxy_from_url(url: str, **kw: Any) -> ProxyManager:
 
 
 def _close(home: Pool[HTTPConnection]) -> None:
-    for other, reason in home.close():
-        other.end(reason)
+    _end(home.close())
     timer.kick()
+
+
+def _abandon(home: Pool[HTTPConnection]) -> None:
+    # The garbage collector may call, in the middle of anything: no lock may be taken. While something is idle the
+    # timer runs; and nothing else is in the pool of a face that is gone.
+    home.abandoned = True
+    timer.kick()
+
+
+def _end(endings: Iterable[tuple[HTTPConnection, CloseReason]]) -> None:
+    for other, reason in endings:
+        other.end(reason)
 
 
 def _resolve(host: str, port: int) -> list[Destination]:

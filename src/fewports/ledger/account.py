@@ -33,13 +33,16 @@ _tickets = itertools.count(1)
 class Holder(Protocol):
     """Who keeps connections open and can be asked to give one up: a pool."""
 
-    def surrender(self, account: Account) -> Closable | None:
-        """Take out an idle connection that is charged to *account*, if there is one."""
+    def surrender(self, account: Account, *, idle: bool = True) -> Closable | None:
+        """Take out an idle connection charged to *account*, if there is one; without *idle*, a retired one."""
         ...
 
 
 class Closable(Protocol):
     """A connection that a holder gave up."""
+
+    @property
+    def lease(self) -> Lease | None: ...
 
     def give_way(self) -> None:
         """Close it, in the way that frees its port at once."""

@@ -21,6 +21,7 @@ from ..budget import Budget, Limit
 from ..errors import BudgetExhausted, LeaseError
 from ..events import (
     BudgetRefused,
+    ConnectionClosed,
     ConnectionOpened,
     Emit,
     Event,
@@ -238,11 +239,15 @@ class Ledger:
         if self._full:
             self.nudge()
 
-    def orphan(self, lease: Lease, *, time_wait: bool = True, watch: bool = False) -> None:
-        """Give back *lease* from a finalizer, where no lock may be taken: the next call sees to it.
+    def orphan(
+        self, lease: Lease, *, time_wait: bool = True, watch: bool = False, closed: ConnectionClosed | None = None
+    ) -> None:
+        """Give back *lease* from a finalizer, where no lock may be taken: the next call sees to it, and emits *closed*.
 
         With *watch* its socket may still be open, under another owner: the kernel is asked about it.
         """
+        if closed and self._hook.emits:
+            self._out.append(closed)
         self._orphans.append((lease, time_wait, watch))
         if self._full:
             self.nudge()
@@ -254,6 +259,10 @@ class Ledger:
             due = account.next_due(now)
         self.emit(BudgetRefused(usage))
         return BudgetExhausted(usage, next_due=due, waited=waited)
+
+    def keeps(self, flow: Flow) -> bool:
+        """Say whether a connection that is closed still holds its port."""
+        return self._closings.of(flow) is not None
 
     def first_in_line(self, lease: Lease) -> Waiter | None:
         """Return who has waited longest for a port that closing this connection would free."""
@@ -301,6 +310,11 @@ class Ledger:
         if self._out:
             self._act()
         self._ask(questions, now)
+
+    @property
+    def busy(self) -> bool:
+        """Say whether a call is going on: it may be one that the garbage collector interrupted, to call us."""
+        return self._lock.locked()
 
     @property
     def heard(self) -> bool:
@@ -566,7 +580,6 @@ class Ledger:
             account.limit = 0
         self._accounts = WeakValueDictionary()
         self._wants.clear()
-        self._blocked.clear()
         for lease in self._leases:
             lease.want = self._same(lease.want)
             self._enter(lease)

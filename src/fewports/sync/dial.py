@@ -17,11 +17,13 @@ from ..address import Destination, Flow, from_sockaddr, sockaddr
 from ..dial import ATTEMPT_DELAY, DialPlan, Meaning, To
 from ..events import DialFailed
 from ..gated import CallFailed, GatedSocket, SocketOption, open_socket
-from ..ledger.account import Account, Lease, Waiter, Want
+from ..ledger.account import Account, Lease, Waiter, Want, full_accounts
 from ..pool import Pool, PoolClosed
+from . import exit, fork  # noqa: F401 - what is to happen at exit and in a forked child
 from .timer import Idle, timer
 
 NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port before a caller stands in line
+ACKNOWLEDGED = 1.0  # seconds in which a peer acknowledges our FIN; then the port is free, or the peer is gone
 
 C = TypeVar("C", bound=Idle)
 
@@ -78,7 +80,9 @@ def dial(
 class _Dialing(Generic[C]):
     """One connection on its way: the line, then one attempt, or several that race."""
 
-    __slots__ = ("flying", "ledger", "lined", "options", "plan", "pool", "timeout", "wait", "waited", "waiter")
+    __slots__ = (
+        *("flying", "ledger", "lined", "options", "plan", "pool", "timeout", "vacated", "wait", "waited", "waiter"),
+    )
 
     def __init__(
         self,
@@ -98,6 +102,8 @@ class _Dialing(Generic[C]):
         self.waiter = Waiter(_nobody, pool)
         self.lined = False  # stood in line
         self.waited = 0.0
+        # What gave way to us: until when its port may be expected, its flow, and where it makes room.
+        self.vacated: list[tuple[float, Flow, tuple[Account, ...]]] = []
         self.flying: dict[int, tuple[GatedSocket, Lease, float]] = {}  # by descriptor, with the deadline
 
     def run(self) -> GatedSocket | C:
@@ -246,11 +252,17 @@ class _Dialing(Generic[C]):
             raise error
 
     def _reclaim(self, wants: Sequence[Want], now: float) -> bool:
-        """Have one idle connection of another pool give way to us."""
+        """Have one idle connection of another pool give way to us, unless the port of one is on its way."""
+        self.vacated = [entry for entry in self.vacated if entry[0] > now and self.ledger.keeps(entry[1])]
+        coming = {account for _, _, accounts in self.vacated for account in accounts}
+        if coming and any(coming.issuperset(full_accounts([want], now)) for want in wants):
+            return False
         for account, holders in self.ledger.rivals(wants, now):
             for holder in holders:
-                # What is idle in our own pool is ours as it is: join() finds it.
-                if holder is not self.pool and (victim := holder.surrender(account)):
+                # What is idle in our own pool is ours as it is: join() finds it. What is retired is not.
+                if victim := holder.surrender(account, idle=holder is not self.pool):
+                    if (lease := victim.lease) and lease.flow:
+                        self.vacated.append((now + ACKNOWLEDGED, lease.flow, lease.accounts))
                     victim.give_way()
                     return True
         return False
@@ -275,13 +287,18 @@ class _Dialing(Generic[C]):
             if not waiter.decided:
                 self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
         while not waiter.decided and (left := deadline - monotonic()) > 0:
-            alarm.wait(left)
+            woken = alarm.wait(min(left, ACKNOWLEDGED) if self.vacated else left)
+            if not waiter.decided and (woken or self.vacated):
+                # Another account keeps us waiting now, or what gave way to us is not free after all.
+                self._reclaim(waiter.wants, monotonic())
         now = monotonic()
         self.waited += now - began
+        # First of all it is passed over in every line: what comes free now is for others.
+        unserved = not waiter.decided and waiter.leave() is None
         if self.pool is not None:
             self.pool.leave(waiter)
-        if not waiter.decided and waiter.leave() is None:
-            raise self.ledger.exhausted(self.ledger.refuser(wants, now) or refuser, now, self.waited)
+        if unserved:
+            raise self.ledger.exhausted(self.ledger.refuser(waiter.wants, now) or refuser, now, self.waited)
 
     def _leave(self, won: GatedSocket | C | None) -> None:
         now = monotonic()

@@ -16,13 +16,13 @@ from .timer import timer
 
 def _in_child() -> None:
     timer.forget()
-    for pool in list(pools):
-        pool.forget()
     for ledger in list(ledgers):
         for lease in ledger.forget():
             sock = lease.socket() if lease.socket else None
             if isinstance(sock, (GatedSocket, GatedSSLSocket)):
                 let_go(sock)
+    for pool in list(pools):  # last: to forget a connection closes it
+        pool.forget()
 
 
 if hasattr(os, "register_at_fork"):

@@ -45,7 +45,7 @@ class Timer:
 
     def watch_pool(self, pool: Pool[Any]) -> None:
         """Expire the connections of *pool* until it has none left."""
-        if pool in self._pools:
+        if pool in self._pools or not pool.keeps:
             return  # seen without the lock: the thread looks again after it has taken a pool out
         with self._lock:
             self._pools.add(pool)
@@ -61,7 +61,8 @@ class Timer:
 
     def kick(self) -> None:
         """Have the next round begin now. Takes no lock."""
-        self._kicks.put(None)
+        if self._thread is not None:
+            self._kicks.put(None)
 
     def _run(self) -> None:
         if self._thread is None:
@@ -100,7 +101,8 @@ class Timer:
                     self._ledgers.add(ledger)
             times.append(due)
         for pool in list(self._pools):
-            for connection, reason in (*pool.expire(now), *_left_by_peer(pool, now)):
+            endings = pool.close() if pool.abandoned else (*pool.expire(now), *_left_by_peer(pool, now))
+            for connection, reason in endings:
                 connection.end(reason)
             due = pool.due()
             if due is None:

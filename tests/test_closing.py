@@ -1,0 +1,201 @@
+"""How connections are closed, as the kernel shows it: who pays with TIME_WAIT, and when nobody does."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from faces import BODY, Aside, Door, counts, fresh_server, states, until
+from support.sampler import client_rows
+
+import fewports
+from fewports.address import Flow
+from fewports.events import CloseReason, ConnectionClosed
+from fewports.kernel.diag import Row, State, look_up
+from fewports.ledger.closings import kernel_referee
+from fewports.testing import Captured
+from fewports.urllib3 import HTTPConnection, HTTPConnectionPool, PoolManager
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "TLS"])
+def server(request: pytest.FixtureRequest) -> Iterator[Door]:
+    """A new server for each test: its port has no TIME_WAIT from before."""
+    with fresh_server(tls=request.param) as running:
+        yield running
+
+
+def manager(server: Door, book: fewports.Ledger, **options: Any) -> PoolManager:
+    return PoolManager(ledger=book, ca_certs=server.ca_path, **options)
+
+
+def burst(http: PoolManager, server: Door, number: int) -> None:
+    """Open so many connections and leave them idle."""
+    asides = [Aside(lambda: http.request("GET", server.url + "/slow?s=0.1").status) for _ in range(number)]
+    assert [aside.result() for aside in asides] == [200] * number
+    assert states(server.port) == {"ESTABLISHED": number}
+
+
+def closed(events: Captured) -> list[tuple[CloseReason, bool]]:
+    return [(event.reason, event.time_wait) for event in events.of(ConnectionClosed)]
+
+
+def test_a_close_by_its_user_leaves_a_time_wait() -> None:
+    """Without pressure a connection that its user closes first is closed in full: one TIME_WAIT, counted."""
+    book = fewports.Ledger()
+    events = Captured()
+    book.subscribe(events)
+    with fresh_server() as server:
+        connection = HTTPConnection(server.host, server.port)
+        connection.gate = PoolManager(ledger=book).gate
+        connection.request("GET", "/")
+        assert connection.getresponse().json() == BODY
+        connection.close()
+
+        assert until(lambda: states(server.port) == {"TIME_WAIT": 1})
+        assert counts(book) == (0, 0, 1)
+        assert closed(events) == [(CloseReason.DONE, True)]
+
+
+def test_under_pressure_a_close_leaves_nothing() -> None:
+    """Where more than 60 % of a budget are held, a connection that is closed leaves no TIME_WAIT."""
+    book = fewports.Ledger(3)
+    with fresh_server() as server:
+        sockets = [fewports.create_connection((server.host, server.port), ledger=book) for _ in range(2)]
+        sockets.pop().close()
+
+        assert until(lambda: states(server.port) == {"ESTABLISHED": 1})
+        assert until(lambda: counts(book) == (1, 0, 0))
+        sockets.pop().close()
+        assert until(lambda: states(server.port) == {"TIME_WAIT": 1})
+
+
+@pytest.mark.parametrize("how", ["clear", "with", "close", "dropped", "num_pools"])
+def test_to_close_a_pool_leaves_nothing(server: Door, how: str) -> None:
+    """clear(), with, close() and the garbage collector close idle connections without any TIME_WAIT."""
+    book = fewports.Ledger()
+    events = Captured()
+    book.subscribe(events)
+    http = manager(server, book, num_pools=1)
+    burst(http, server, 4)
+    pool = http.connection_from_url(server.url)
+    if how == "clear":
+        http.clear()
+    elif how == "with":
+        with http:
+            pass
+    elif how == "close":
+        pool.close()
+    elif how == "dropped":
+        del http, pool
+    else:
+        del pool
+        http.connection_from_url("http://another.test")
+
+    assert until(lambda: states(server.port) == {})
+    assert until(lambda: book.usage() == [])
+    assert closed(events) == [(CloseReason.POOL_CLOSED, False)] * 4
+
+
+def test_a_cleared_manager_closes_pools_that_others_hold(server: Door) -> None:
+    """A response that is read but referred to keeps no connection open once the manager is closed."""
+    with manager(server, fewports.Ledger()) as http:
+        response = http.request("GET", server.url + "/")
+
+    assert until(lambda: states(server.port) == {})
+    assert response.json() == BODY
+    assert http.request("GET", server.url + "/").json() == BODY
+
+
+def test_what_gives_way_leaves_nothing(server: Door) -> None:
+    """Idle connections closed for another client's sake leave no TIME_WAIT: a budget of 4 is whole at once."""
+    book = fewports.Ledger(4)
+    events = Captured()
+    book.subscribe(events)
+    with manager(server, book) as first, manager(server, book) as second:
+        burst(first, server, 4)
+        burst(second, server, 4)
+
+        assert closed(events) == [(CloseReason.GAVE_WAY, False)] * 4
+        assert counts(book) == (0, 4, 0)
+
+
+def test_only_one_connection_gives_way_to_each_who_waits() -> None:
+    """Where the peer's acknowledgement takes a while, no more idle connections are closed than ports are needed."""
+    asked: dict[Flow, float] = {}
+
+    def slow_kernel(flow: Flow) -> Row | None:
+        if time.monotonic() < asked.setdefault(flow, time.monotonic()) + 0.1:
+            return Row(State.FIN_WAIT1, flow, None, 0, 0)
+        return look_up(flow)
+
+    book = fewports.Ledger(4, referee=kernel_referee()._replace(ask=slow_kernel))
+    events = Captured()
+    book.subscribe(events)
+    with fresh_server() as server, manager(server, book) as first, manager(server, book) as second:
+        burst(first, server, 4)
+        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.1").status) for _ in range(2)]
+        assert [aside.result() for aside in asides] == [200] * 2
+
+        assert closed(events) == [(CloseReason.GAVE_WAY, False)] * 2
+        assert counts(book)[1] == 4
+
+
+def test_what_the_peer_closes_is_the_peers(server: Door) -> None:
+    """After "Connection: close" the port is free at once, and the TIME_WAIT the server's."""
+    book = fewports.Ledger(fewports.Budget(1, wait=2))
+    with manager(server, book) as http:
+        for _ in range(20):
+            assert http.request("GET", server.url + "/close").json() == BODY
+
+        assert server.stats()["accepted"] == 20
+        assert until(lambda: states(server.port) == {})
+        assert until(lambda: book.usage() == [])
+
+
+def test_a_surplus_of_places_is_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections beyond maxsize serve the next burst; only after some seconds they are retired, then closed."""
+    monkeypatch.setattr("fewports.pool.SURPLUS_LIMIT", 0.5)
+    monkeypatch.setattr("fewports.pool.RETIREMENT", 0.1)
+    book = fewports.Ledger()
+    with fresh_server() as server, PoolManager(ledger=book, maxsize=2) as http:
+        burst(http, server, 6)
+        burst(http, server, 6)
+        assert server.stats()["accepted"] == 6
+
+        assert until(lambda: states(server.port).get("ESTABLISHED") == 2)
+        assert counts(book)[:2] == (0, 2)
+
+
+def test_an_idle_connection_that_was_closed_is_not_used() -> None:
+    """A request right after the server closed the idle connection goes over a new one, without a retry."""
+    with fresh_server(keepalive_timeout=0.1) as fleeting, PoolManager(ledger=fewports.Ledger()) as http:
+        for _ in range(3):
+            assert http.request("GET", fleeting.url + "/", retries=False).json() == BODY
+            assert until(lambda: "ESTABLISHED" not in states(fleeting.port))
+
+        assert fleeting.stats()["accepted"] == 3
+
+
+def test_a_late_byte_makes_a_connection_unfit() -> None:
+    """A connection on which something arrives while it is idle is closed, not used."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pool = HTTPConnectionPool(*listener.getsockname(), ledger=fewports.Ledger())
+        other = Aside(lambda: pool.request("GET", "/").data)
+        peer, _ = listener.accept()
+        peer.recv(1000)
+        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        assert other.result() == b"ok"
+        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+
+        other = Aside(lambda: pool.request("GET", "/", retries=False).data)
+        second, _ = listener.accept()
+        second.recv(1000)
+        second.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
+        assert other.result() == b"good"
+        assert len(client_rows(listener.getsockname()[1])) == 1
+        for sock in (peer, second):
+            sock.close()
+        pool.close()
