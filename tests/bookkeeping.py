@@ -34,6 +34,17 @@ class Caller(Waiter):
         return self.outcome if isinstance(self.outcome, Lease) else None
 
 
+class Sock:
+    """What owns a lease, as the ledger looks at it."""
+
+    def __init__(self) -> None:
+        self.number = 7
+        self.passing = False
+
+    def fileno(self) -> int:
+        return self.number
+
+
 class Books:
     """A ledger, the clock it is told, and the kernel it asks."""
 

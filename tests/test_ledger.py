@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 import pytest
-from bookkeeping import A6, S6, A, B, Books, C, Caller, S, T, U
+from bookkeeping import A6, S6, A, B, Books, C, Caller, S, Sock, T, U
 
 from fewports.address import Destination, Flow, PortSpace
 from fewports.budget import Budget
@@ -324,7 +324,7 @@ def test_a_port_that_can_be_reused_early() -> None:
     books = Books(1, hold=1.0)
     books.close(books.take(), keeps=59.5)
 
-    assert books.refuser().next_due(books.clock.now) == pytest.approx(0.5)
+    assert books.ledger._closings.next_of(books.refuser(), books.clock.now) == pytest.approx(0.5)
     books.clock.advance(0.51)
     books.take()
 
@@ -385,7 +385,7 @@ def test_asked_at_the_release() -> None:
 
     assert books.usages()[str(A)] == Usage(str(A), "ledger", 2, time_wait=1)
     books.take()
-    assert books.refuser().next_due(books.clock.now) == pytest.approx(25.0)
+    assert books.ledger._closings.next_of(books.refuser(), books.clock.now) == pytest.approx(25.0)
 
 
 def test_overtime_counts_where_ports_are_short() -> None:
@@ -1397,7 +1397,7 @@ def test_an_orphan_with_time_wait() -> None:
     books.kernel.keep(flow, 20.0)
     books.ledger.orphan(lease)
 
-    assert books.refuser().next_due(books.clock.now) == pytest.approx(20.0)
+    assert books.ledger._closings.next_of(books.refuser(), books.clock.now) == pytest.approx(20.0)
 
 
 def test_an_orphan_without_time_wait() -> None:
@@ -1486,7 +1486,7 @@ def test_a_watched_lease_becomes_time_wait() -> None:
     books.kernel.keep(flow, 30.0)
 
     assert books.usages()[str(A)] == Usage(str(A), "ledger", 1, time_wait=1)
-    assert books.refuser().next_due(books.clock.now) == pytest.approx(30.0)
+    assert books.ledger._closings.next_of(books.refuser(), books.clock.now) == pytest.approx(30.0)
     books.kernel.let_go(flow)
     books.later(30.5)
     books.take()
@@ -1522,17 +1522,6 @@ def test_a_watched_lease_where_the_kernel_cannot_be_asked() -> None:
     books.clock.advance(1.0)
 
     books.take()
-
-
-class Sock:
-    """What owns a lease, as the ledger looks at it."""
-
-    def __init__(self) -> None:
-        self.number = 5
-        self.passing = False
-
-    def fileno(self) -> int:
-        return self.number
 
 
 def test_a_lease_whose_owner_is_gone_is_found() -> None:

@@ -20,7 +20,7 @@ from .gated import Bound
 from .kernel import facts
 from .ledger.account import Want
 from .ledger.local import Ledger
-from .source import SET_ASIDE, Sources
+from .source import NETWORK_CANDIDATES, SET_ASIDE, Sources
 
 ATTEMPT_DELAY = 0.25  # seconds; Connection Attempt Delay of RFC 8305, section 5
 ROUTES_FRESH = 10.0  # seconds for which the kernel's choice of a source is remembered
@@ -86,13 +86,15 @@ routes = Routes()
 class DialPlan:
     """Order the ports that would do for one connection, and learn from what fails."""
 
-    __slots__ = ("_chances", "_left", "bound", "error", "to")
+    __slots__ = ("_chances", "_left", "_tried", "bound", "error", "errors", "to")
 
     def __init__(self, to: To, destinations: Iterable[Destination], now: float) -> None:
         self.to = to
         chosen = to.sources.word != "system"
         self.bound = Bound(chosen, to.port, to.sources.foreign) if chosen or to.port else _BY_SYSTEM
         self.error: Exception | None = None
+        self.errors: list[Exception] = []  # why each destination was given up; error is the last that counts
+        self._tried = 0  # sources that failed
         self._chances: frozenset[PortSpace] = _NONE  # spaces whose system-chosen source failed once
         self._left = list(destinations)
         if len(self._left) > 1:
@@ -161,6 +163,10 @@ class DialPlan:
                 self._drop(space.destination, error)
             self._chances |= {space}
             return
+        self._tried += 1
+        if sources.foreign and self._tried >= NETWORK_CANDIDATES:
+            # It has addresses without end, and they share one route: the others would fail alike.
+            self._drop(space.destination, NoUsableSource(str(space.destination), {str(sources.network): reason}))
         if sources.set_aside(space.source, destination, reason, now):
             where = str(destination) if destination else None
             self.to.ledger.emit(SourceSetAside(space.source, where, reason, SET_ASIDE))
@@ -168,6 +174,7 @@ class DialPlan:
     def _drop(self, destination: Destination, error: Exception) -> None:
         if destination in self._left:
             self._left.remove(destination)
+        self.errors.append(error)
         if not isinstance(self.error, OSError) or isinstance(error, OSError):
             self.error = error
 

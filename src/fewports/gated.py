@@ -16,7 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from .address import Flow, family_of, from_sockaddr, sockaddr
 from .events import CloseReason, ConnectionClosed
@@ -35,6 +35,7 @@ class GatedSocket(socket.socket):
     lease: Lease | None = None
     reason = CloseReason.DONE
     passing = False  # the descriptor is about to move to a socket of ours
+    copied = False  # there is another descriptor
 
     def hold(self, lease: Lease) -> None:
         """Own *lease* from now on."""
@@ -48,6 +49,11 @@ class GatedSocket(socket.socket):
             lease, self.lease = self.lease, None
             lease.ledger.orphan(lease, watch=True)
         return descriptor
+
+    def dup(self) -> Self:
+        """Return a second descriptor of the connection: closing this one does not end it."""
+        self.copied = True
+        return super().dup()
 
     def _real_close(self) -> None:
         _close(self, super()._real_close)  # type: ignore[misc]
@@ -190,7 +196,9 @@ def _close(sock: Gated, close: Callable[[], None]) -> None:
         # kernel is asked when it matters; else now.
         flow = lease.flow
         closed = _closed(flow, state, spare, sock.reason) if stood and flow is not None and ledger.heard else None
-        if ledger.busy:
+        if getattr(sock, "copied", False):
+            ledger.orphan(lease, watch=True)
+        elif ledger.busy:
             # Perhaps with us: a response that the garbage collector finds closes its socket in the middle of anything.
             ledger.orphan(lease, time_wait=flow is not None, closed=closed)
         else:

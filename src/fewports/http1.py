@@ -66,8 +66,10 @@ _match_size = re.compile(rf"{_HEX}\r\n".encode()).match
 _match_next = re.compile(rf"\r\n{_HEX}\r\n".encode()).match
 _match_extended = re.compile(rf"(?:\r\n)?{_HEX}([\t ]*;{_TEXT})?\r\n".encode("latin-1")).fullmatch
 # The next two read what the above let pass: each field line comes after a LF, and CR is nowhere but before LF.
-_find_fields = re.compile(r"\n([^:\r]+):[ \t]*([^\r]*)").findall
-_find_framing = re.compile(rb"\n(?i:(content-length|transfer-encoding|connection|keep-alive)):[ \t]*([^\r]*)").findall
+_find_fields = re.compile(r"\n([^:\r]+):[ \t]*((?:[^\r]*[^\r \t])?)").findall  # without OWS (section 5.1)
+_find_framing = re.compile(
+    rb"\n(?=[CTKctk])(?i:(content-length|transfer-encoding|connection|keep-alive)):[ \t]*([^\r]*)"
+).findall
 _find_timeout = re.compile(rb"(?i:(?:^|[,; \t])timeout[ \t]*=[ \t]*\"?([0-9]{1,9}))(?![0-9.])").search
 
 _LINE_FLAWS = (
@@ -234,7 +236,7 @@ class Head(NamedTuple):
 
     def fields(self) -> list[tuple[str, str]]:
         """Make the names and values, in the order of the peer, latin-1, without white space around values."""
-        return _make_pairs(self.raw)
+        return _find_fields(self.raw.decode("latin-1"))
 
 
 class Reader:
@@ -352,7 +354,7 @@ class Reader:
 
     def trailers(self) -> list[tuple[str, str]]:
         """Make names and values of the trailer; what frames a message has no meaning in it and is left out."""
-        pairs = _make_pairs(b"\n" + self._trailer)
+        pairs: list[tuple[str, str]] = _find_fields("\n" + self._trailer.decode("latin-1"))
         return [pair for pair in pairs if pair[0].lower() not in _NOT_IN_TRAILERS]
 
     # Below: the window is known, and nothing has failed yet.
@@ -582,13 +584,6 @@ class Reader:
         self._data = b""
         self._kept.clear()
         return error
-
-
-def _make_pairs(section: bytes) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = _find_fields(section.decode("latin-1"))
-    if b" \r" in section or b"\t\r" in section:
-        return [(name, value.rstrip(" \t")) for name, value in pairs]  # section 5.1
-    return pairs
 
 
 def _flaw(line: bytes, flaws: Sequence[tuple[bytes, str]]) -> str:

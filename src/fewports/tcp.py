@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import ipaddress
 import socket
@@ -10,14 +11,17 @@ from typing import cast
 
 from .address import Origin
 from .dial import To
-from .errors import InvalidOption
+from .errors import InvalidOption, NoUsableSource
 from .gated import GatedSocket
 from .ledger.local import Ledger
 from .ledger.shared import shared_ledger
 from .source import Sources
 from .sync.dial import dial, resolve
 
-_DEFAULT_TIMEOUT = object()
+FAILED = "create_connection failed"  # as the socket module says
+
+# The mark that http.client and smtplib pass on from their own callers.
+_DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 
 def create_connection(
@@ -41,11 +45,18 @@ def create_connection(
     ledger = ledger or shared_ledger()
     chosen, source_port = pick_sources(ledger, sources, source_address)
     to = To(Origin("tcp", host, port), ledger, chosen, port=source_port)
+    failures: list[Exception] = []
+    destinations = resolve(host, port)
     try:
-        return cast(GatedSocket, dial(to, resolve(host, port), timeout=seconds))
+        return cast(GatedSocket, dial(to, destinations, timeout=seconds, failures=failures))
+    except NoUsableSource as error:
+        if source_address is None:
+            raise
+        fault = OSError(errno.EADDRNOTAVAIL, str(error))  # the stock argument has the stock exception
+        raise (ExceptionGroup(FAILED, [fault]) if all_errors else fault) from error
     except OSError as error:
-        if all_errors and not isinstance(error, socket.gaierror):
-            raise ExceptionGroup("create_connection failed", [error]) from None
+        if all_errors:
+            raise ExceptionGroup(FAILED, failures or [error]) from None
         raise
 
 

@@ -6,6 +6,7 @@ kept for a few seconds more, because to discard one costs its port for a minute.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - else the first request imports it, and a fork meanwhile copies the lock
 import logging
 import queue
 import socket
@@ -38,6 +39,7 @@ from .budget import Budget
 from .dial import To
 from .events import CloseReason
 from .gated import GatedSocket, gated, pass_on
+from .kernel import facts, options
 from .ledger.account import Lease, Waiter
 from .ledger.local import Ledger
 from .ledger.shared import shared_ledger
@@ -157,9 +159,12 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             return
         self._dialled = outcome
         outcome.passing = True
+        if outcome.lease is not None and outcome.lease.pressed and facts.features().linger2:
+            options.skip_time_wait(outcome)  # if the handshake fails, it is ssl that closes it
         lease = outcome.lease
         try:
             super().connect()
+            outcome.passing = False
             pass_on(outcome, self.sock)
         except BaseException:
             outcome.passing = False
@@ -197,7 +202,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         sock.close()
 
     def fileno(self) -> int:
-        return self.sock.fileno() if self.sock is not None else -1
+        sock = self.sock  # read once: another thread may close
+        return sock.fileno() if sock is not None else -1
 
     def _new_conn(self) -> socket.socket:
         sock, self._dialled = self._dialled, None
@@ -365,10 +371,14 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                     return None
                 shell.close()  # forgets a request that was begun without a connection
                 return shell
-            if not connection.is_connection_dropped(found):
-                return found
-            log.debug("Resetting dropped connection: %s", self.host)
-            found.end(CloseReason.PEER_CLOSED)
+            try:
+                if not connection.is_connection_dropped(found):
+                    return found
+                log.debug("Resetting dropped connection: %s", self.host)
+                found.end(CloseReason.PEER_CLOSED)
+            except BaseException:
+                self.give_back(found)
+                raise
             self._shells.append(found)
             self.home.drop_place()
 

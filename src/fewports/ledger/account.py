@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -81,6 +80,7 @@ class Account:
         "rule",
         "scope",
         "waiters",
+        "watched",
     )
 
     def __init__(self, name: str, scope: str, rule: Limit, budget: Budget, capacity: int) -> None:
@@ -91,8 +91,9 @@ class Account:
         self.leases: set[Lease] = set()
         self.kept: set[Closing] = set()
         self.holders: dict[Holder, int] = {}
-        # What the kernel is to be asked about; what is answered or over is dropped at the left end.
-        self.questions: deque[Closing] = deque()
+        # What the kernel is to be asked about, a heap by the time for it; answered ones drop out at the top.
+        self.questions: list[tuple[float, Closing]] = []
+        self.watched: set[Closing] = set()
         self.line: list[tuple[int, Waiter]] = []  # a heap by ticket; who has left is dropped at the top
         self.waiters: set[Waiter] = set()
         self.blocked_until = 0.0  # the kernel had no port for this space: not tried before then
@@ -145,8 +146,11 @@ class Account:
 
     def tidy(self) -> None:
         """Drop what is over: questions without need, callers who left from the middle."""
-        while self.questions and (self.questions[0].done or self.questions[0].ask_at == inf):
-            self.questions.popleft()
+        while self.questions and self.questions[0][1].ask_at != self.questions[0][0]:
+            heapq.heappop(self.questions)
+        if len(self.questions) > 2 * len(self.kept) + 16:
+            self.questions = [(closing.ask_at, closing) for closing in self.kept if closing.ask_at < inf]
+            heapq.heapify(self.questions)
         if len(self.line) > 2 * len(self.waiters) + 16:
             self.line = [entry for entry in self.line if not entry[1].decided]
             heapq.heapify(self.line)
@@ -158,15 +162,9 @@ class Account:
                 idle += 1
             elif lease.state == Lease.DIALING:
                 dialing += 1
-        watched = sum(closing.watched for closing in self.kept)
-        active = len(self.leases) - idle - dialing + watched
-        time_wait = len(self.kept) - watched
+        active = len(self.leases) - idle - dialing + len(self.watched)
+        time_wait = len(self.kept) - len(self.watched)
         return Usage(self.name, self.scope, self.limit, dialing, active, idle, time_wait, len(self.waiters))
-
-    def next_due(self, now: float) -> float | None:
-        """Return the seconds until the next port leaves TIME_WAIT, if one is in it."""
-        first = min((closing.due for closing in self.kept if not closing.watched), default=None)
-        return None if first is None else max(0.0, first - now)
 
     def __repr__(self) -> str:
         return f"<Account {self.name} ({self.scope}) {self.held} of {self.limit} held, {self.waiting} waiting>"
@@ -241,7 +239,7 @@ class Closing:
     ``watched`` are those whose socket has an owner that we do not know: they still count as open.
     """
 
-    __slots__ = ("ask_at", "done", "due", "final", "flow", "overtime", "pause", "want", "watched")
+    __slots__ = ("ask_at", "done", "due", "final", "flow", "overtime", "pause", "serial", "want", "watched")
 
     def __init__(self, flow: Flow, want: Want, due: float, ask_at: float) -> None:
         self.flow = flow
@@ -249,6 +247,7 @@ class Closing:
         self.due = due
         self.ask_at = ask_at  # inf: the kernel has named the time, or cannot be asked
         self.pause = 0.001  # seconds between two questions; doubled each time
+        self.serial = next(_tickets)
         self.overtime = 0.0  # seconds past its time for which the kernel was seen to keep it
         self.final = False
         self.watched = False
@@ -259,7 +258,7 @@ class Closing:
         return self.want.accounts
 
     def __lt__(self, other: Closing) -> bool:
-        return self.due < other.due
+        return (self.due, self.serial) < (other.due, other.serial)
 
     def learn(self, due: float, now: float, final: bool) -> None:
         """Take what the kernel said: free at *due*; unless that is final, ask again after a pause."""

@@ -57,8 +57,11 @@ class Closings:
 
     def make(self, flow: Flow, want: Want, now: float) -> Closing:
         """Describe the port of a connection that we closed just now."""
-        hold = self._referee.hold(flow.source, flow.destination.address, now)
-        return Closing(flow, want, now + hold, now if self._referee.ask else inf)
+        if self._referee.ask:
+            # A shorter hold (tcp_tw_reuse) is for TIME_WAIT alone, which only the kernel knows of: the peer
+            # may leave us in FIN_WAIT2.
+            return Closing(flow, want, now + TIME_WAIT, now)
+        return Closing(flow, want, now + self._referee.hold(flow.source, flow.destination.address, now), inf)
 
     def of(self, flow: Flow) -> Closing | None:
         return self._by_flow.get(flow)
@@ -68,6 +71,9 @@ class Closings:
         self._by_flow[closing.flow] = closing
         self.charge(closing)
         heapq.heappush(self._heap, (closing.due, closing))
+        if len(self._heap) > 2 * len(self._by_flow) + 1000:
+            self._heap = [(other.due, other) for other in self._by_flow.values() if not other.watched]
+            heapq.heapify(self._heap)
 
     def watch(self, closing: Closing) -> None:
         """Go on counting a connection that has an owner whom we do not know."""
@@ -80,18 +86,23 @@ class Closings:
         """Enter *closing* with each of its accounts."""
         for account in closing.want.accounts:
             account.kept.add(closing)
-            if account.questions and account.questions[0].done:
+            if closing.watched:
+                account.watched.add(closing)
+            queue = account.questions
+            if queue and (queue[0][1].done or len(queue) > 2 * len(account.kept) + 16):
                 account.tidy()
         self._queue(closing)
 
     def end(self, closing: Closing) -> None:
         """Note that the kernel let go of it."""
         closing.done = True
+        closing.ask_at = inf
         if self._by_flow.get(closing.flow) is closing:
             del self._by_flow[closing.flow]
         self.watched.discard(closing)
         for account in closing.want.accounts:
             account.kept.discard(closing)
+            account.watched.discard(closing)
 
     def over(self, now: float) -> Iterator[Closing]:
         """Give those whose time is up.
@@ -112,11 +123,19 @@ class Closings:
             heapq.heappush(heap, (closing.due, closing))
             if closing.ask_at == inf:
                 closing.ask_at = now
-                for account in closing.accounts:
-                    account.questions.appendleft(closing)
+                self._queue(closing)
 
     def next_due(self) -> float:
         return self._heap[0][0] if self._heap else inf
+
+    def next_of(self, account: Account, now: float) -> float | None:
+        """Return the seconds until the next port of *account* leaves TIME_WAIT, if one is in it."""
+        # Near the top of the heap are those that come first; there is no need to look at 20,000.
+        near = (closing for _, closing in self._heap[:256] if account in closing.accounts and not closing.done)
+        first = min((closing.due for closing in near), default=None)
+        if first is None:
+            first = min((closing.due for closing in account.kept if not closing.watched), default=None)
+        return None if first is None else max(0.0, first - now)
 
     def questions(self, accounts: Iterable[Account], now: float) -> list[Closing]:
         """Take those of *accounts* that the kernel should be asked about now: QUESTIONS at most."""
@@ -124,16 +143,21 @@ class Closings:
         for account in accounts:
             account.tidy()
             queue = account.questions
-            while queue and queue[0].ask_at <= now and len(found) < QUESTIONS:
-                found[queue.popleft()] = None
-                account.tidy()
+            while queue and queue[0][0] <= now and len(found) < QUESTIONS:
+                due, closing = heapq.heappop(queue)
+                if closing.ask_at == due:
+                    found[closing] = None
         return list(found)
 
     def ask(self, closing: Closing, now: float) -> bool:
         """Ask the kernel whether it has let go of a port; else note when to expect it, or to ask again."""
         if not self._referee.ask:
             return False
-        row = self._referee.ask(closing.flow)
+        try:
+            row = self._referee.ask(closing.flow)
+        except OSError:  # no descriptor left for the question, say: it is put again
+            closing.learn(closing.due, now, final=False)
+            return False
         if row is None:
             return True
         if row.state != diag.State.TIME_WAIT:
@@ -156,6 +180,8 @@ class Closings:
         if closing.watched and closing.final:
             self.watched.discard(closing)  # whoever had its socket has closed it: TIME_WAIT
             closing.watched = False
+            for account in closing.want.accounts:
+                account.watched.discard(closing)
         self._queue(closing)
         if not closing.watched:
             heapq.heappush(self._heap, (closing.due, closing))
@@ -169,4 +195,4 @@ class Closings:
     def _queue(self, closing: Closing) -> None:
         if closing.ask_at < inf:
             for account in closing.want.accounts:
-                account.questions.append(closing)
+                heapq.heappush(account.questions, (closing.ask_at, closing))

@@ -193,9 +193,8 @@ class Ledger:
             space, pace = lease.want.accounts[0], lease.want.pace
             if pace:
                 pace.leases.discard(lease)
-            if space.backoff:
-                space.backoff = 0.0
-                self._unblock(space)
+            if space.backoff or space.blocked_until:
+                self._admit(space, 2, now)
             if self._full:
                 self._grant((space, pace) if pace else (space,), now)
             if self._hook.emits:
@@ -256,7 +255,7 @@ class Ledger:
         """Make the error that says what *account* holds, and emit that somebody was refused."""
         with self._lock:
             usage = account.usage()
-            due = account.next_due(now)
+            due = self._closings.next_of(account, now)
         self.emit(BudgetRefused(usage))
         return BudgetExhausted(usage, next_due=due, waited=waited)
 
@@ -289,7 +288,7 @@ class Ledger:
                 return None
             for account in self._full:
                 account.tidy()
-            times = [account.questions[0].ask_at for account in self._full if account.questions]
+            times = [account.questions[0][0] for account in self._full if account.questions]
             times += [account.blocked_until for account in self._blocked]
             times.append(self._closings.next_due())
             return min(times)
@@ -301,8 +300,7 @@ class Ledger:
             for account in list(self._blocked):
                 if account.blocked_until <= now:
                     self._probe(account, now)
-            if now >= self._reaped + GRACE:
-                self._reap(now)
+            leases = list(self._leases) if now >= self._reaped + GRACE else []
             questions = self._closings.questions(self._full, now)
             if thorough:
                 questions += self._closings.questions(list(self._accounts.values()), now)
@@ -310,6 +308,8 @@ class Ledger:
         if self._out:
             self._act()
         self._ask(questions, now)
+        if leases:
+            self._reap(leases, now)
 
     @property
     def busy(self) -> bool:
@@ -341,7 +341,7 @@ class Ledger:
         time_wait = sum(usage.time_wait for usage in usages)
         return f"<Ledger {len(usages)} spaces, {held} held, {time_wait} in TIME_WAIT, {waiting} waiting>"
 
-    # Below: the lock is held, except in _act and _ask.
+    # Below: the lock is held, except in _act, _ask and _reap.
 
     def _want(self, space: PortSpace, host: str, budget: Budget | None, client: object) -> Want:
         if self.budget.uniform and (share := self.budget.limit).share is not None:
@@ -453,7 +453,7 @@ class Ledger:
             if len(account.leases) + len(account.kept) <= account.falls:
                 self._crossed(account)
         if unblock and accounts[0].blocked_until:
-            self._unblock(accounts[0])
+            self._admit(accounts[0], 1, now)
         if want.pace:
             accounts = (*accounts, want.pace)
         if self._full:
@@ -503,6 +503,22 @@ class Ledger:
         account.waiters.discard(waiter)
         if not account.waiters:
             self._full.discard(account)
+            if account.blocked_until and not account.backoff:
+                self._unblock(account)  # it was for those in line alone, one after the other
+
+    def _admit(self, account: Account, number: int, now: float) -> None:
+        """Let so many callers try where the kernel had no port; the space is free again when no more wait.
+
+        Each success admits two more, so that one free port does not make a hundred of them scan the range.
+        """
+        self._unblock(account)
+        account.backoff = 0.0
+        for _ in range(number):
+            if not self._grant_one((account,), now):
+                break
+        if account.waiters:
+            account.blocked_until = now + LAST_PAUSE
+            self._blocked.add(account)
 
     def _unblock(self, account: Account) -> None:
         account.blocked_until = 0.0
@@ -510,18 +526,24 @@ class Ledger:
 
     def _probe(self, account: Account, now: float) -> None:
         """Let one caller find out whether the kernel has a port again; the others wait for its news."""
-        self._unblock(account)
-        if self._grant_one((account,), now):
-            account.blocked_until = now + LAST_PAUSE
-            self._blocked.add(account)
+        backoff = account.backoff
+        self._admit(account, 1, now)
+        account.backoff = backoff
 
-    def _reap(self, now: float) -> None:
-        """Give back what its owner never will."""
+    def _reap(self, leases: list[Lease], now: float) -> None:
+        """Give back what its owner never will. Takes the lock itself, for as little as can be."""
         self._reaped = now
-        for lease in [lease for lease in self._leases if lease.lost(now)]:
-            closing = self._closings.make(lease.flow, lease.want, now) if lease.flow else None
-            self._release(lease, now, closing)
-            lease.state = Lease.LEFT_BEHIND  # should the owner come back after all, it is not told off
+        lost = [lease for lease in leases if lease.lost(now)]
+        if not lost:
+            return
+        with self._lock:
+            for lease in lost:
+                if lease.state < Lease.RELEASED:
+                    closing = self._closings.make(lease.flow, lease.want, now) if lease.flow else None
+                    self._release(lease, now, closing)
+                    lease.state = Lease.LEFT_BEHIND  # should the owner come back after all, it is not told off
+        if self._out:
+            self._act()
 
     def _catch_up(self, now: float) -> None:
         while self._orphans:

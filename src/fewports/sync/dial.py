@@ -53,9 +53,11 @@ def resolve(host: str, port: int, family: int = socket.AF_UNSPEC) -> list[Destin
     found = []
     for kind, _, _, _, name in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
         if kind == socket.AF_INET:
-            found.append(Destination(name[0], name[1]))  # type: ignore[arg-type]
+            # Linux connects to this host for the unspecified address; it would be counted apart.
+            address = "127.0.0.1" if name[0] == "0.0.0.0" else name[0]
+            found.append(Destination(address, name[1]))  # type: ignore[arg-type]
         elif kind == socket.AF_INET6:
-            found.append(Destination(*from_sockaddr(name)))  # type: ignore[arg-type]
+            found.append(_ipv6(*from_sockaddr(name)))  # type: ignore[arg-type]
     return found
 
 
@@ -67,14 +69,18 @@ def dial(
     wait: float | None = None,
     options: Sequence[SocketOption] = (),
     pool: Pool[C] | None = None,
+    failures: list[Exception] | None = None,
 ) -> GatedSocket | C:
     """Return a connected socket with its lease, or a connection of *pool* that came free first.
 
     *timeout* bounds each attempt to connect, *wait* the time in line for a port (the budget's own
     bound holds, too); both in seconds. Raises BudgetExhausted, NoUsableSource, PoolClosed, TimeoutError
-    or the OSError of the last attempt. The socket has *timeout* as its time-out.
+    or the OSError of the last attempt; *failures* takes those of all. The socket has *timeout* as its time-out.
     """
-    return _Dialing(to, destinations, timeout, wait, options, pool).run()
+    dialing = _Dialing(to, destinations, timeout, wait, options, pool)
+    if failures is not None:
+        dialing.plan.errors = failures
+    return dialing.run()
 
 
 class _Dialing(Generic[C]):
@@ -309,6 +315,13 @@ class _Dialing(Generic[C]):
                 for connection, reason in self.pool.give_back(cast(C, outcome), now):
                     connection.end(reason)
         self.ledger.leave(self.waiter, now, served=won is not None)
+
+
+def _ipv6(address: str, port: int) -> Destination:
+    """Give an address its one name: a mapped one is IPv4's, the unspecified one is this host."""
+    if address.startswith("::ffff:") and "." in address:
+        return Destination(address[7:], port)
+    return Destination("::1" if address == "::" else address, port)
 
 
 def _nobody() -> None:

@@ -6,9 +6,12 @@ itself after that. State: the pools and ledgers that are watched.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import queue
 import select
 import threading
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any, Protocol
 
@@ -16,6 +19,7 @@ from ..events import CloseReason
 from ..ledger.local import Ledger
 from ..pool import Pool, Pooled
 
+log = logging.getLogger("fewports")
 CHECK = 1.0  # seconds between two looks at whether peers have closed idle connections
 AT_LEAST, AT_MOST = 0.001, 60.0  # seconds between two rounds
 
@@ -66,12 +70,16 @@ class Timer:
 
     def _run(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name="fewports-timer", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._loop, name="fewports-timer", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread can be had now: the next call tries again
+                thread.start()
+                self._thread = thread
 
     def _loop(self) -> None:
         while True:
-            pause = self._round(monotonic())
+            pause: float | None = CHECK
+            with _logged():
+                pause = self._round(monotonic())
             if pause is None:
                 with self._lock:
                     if not self._pools and not self._ledgers:
@@ -89,7 +97,8 @@ class Timer:
         """Do what is due; return the seconds until the next round, or None if there is nothing to watch."""
         times: list[float] = []
         for ledger in list(self._ledgers):
-            ledger.advance(now)
+            with _logged():
+                ledger.advance(now)
             due = ledger.due()
             if due is None:
                 with self._lock:
@@ -103,7 +112,8 @@ class Timer:
         for pool in list(self._pools):
             endings = pool.close() if pool.abandoned else (*pool.expire(now), *_left_by_peer(pool, now))
             for connection, reason in endings:
-                connection.end(reason)
+                with _logged():
+                    connection.end(reason)
             due = pool.due()
             if due is None:
                 with self._lock:
@@ -115,6 +125,15 @@ class Timer:
                     self._pools.add(pool)
             times.append(min(due, now + CHECK))
         return min(times) - monotonic() if times else None
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """Let one connection, or one ledger, not end the thread for all others."""
+    try:
+        yield
+    except Exception:
+        log.exception("the timer goes on after an error")
 
 
 def _left_by_peer(pool: Pool[Any], now: float) -> list[tuple[Idle, CloseReason]]:
