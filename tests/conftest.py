@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 from support.ledgers import disagreements
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was there before the tests out of the collection after each, which then takes 1 ms and not 50."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

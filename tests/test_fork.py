@@ -202,7 +202,7 @@ def test_a_fork_in_the_middle_of_everything() -> None:
 
 
 def test_a_child_that_ends_by_itself_disturbs_nobody() -> None:
-    """A child that runs through its own exit, with exit handlers and finalizers, leaves the parent's connections alone."""
+    """A child that ends through exit handlers and finalizers leaves the connections of its parent alone."""
     script = """
         import multiprocessing, os, sys, warnings
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -318,6 +318,17 @@ def test_bad_trailer_line(line: bytes, says: str) -> None:
     assert (error.what, error.where) == (says, "the trailer, byte 12")
 
 
+@pytest.mark.parametrize("code", [code for code in range(32) if code not in b"\t\r\n\0"] + [127])
+def test_control_characters(code: int) -> None:
+    """No control character but HTAB is in a reason, a value, a trailer or a chunk extension."""
+    text = b"x" + bytes([code]) + b"y"
+
+    assert refusal(b"HTTP/1.1 200 " + text + b"\r\n\r\n").what == "a control character"
+    assert refusal(OK + b"A: " + text + b"\r\n\r\n").what == "a control character"
+    assert refusal(CHUNKED + b"0\r\nA: " + text + b"\r\n\r\n").what == "a control character"
+    assert refusal(CHUNKED + b"1;" + text + b"\r\nz\r\n").what == "a bad chunk size line"
+
+
 @pytest.mark.parametrize("data", [b"S", b"HTTX", b"\r", b"HTTP/2", OK + b"A: x\n", OK + b" x\r\n", OK + b"x\r\n"])
 def test_told_at_once(data: bytes) -> None:
     """A wrong line is told when it is there; nobody waits for the end of the head, or a time-out."""
@@ -556,6 +567,7 @@ def test_largest_length() -> None:
         (b"HTTP/1.0 200 OK\r\nConnection: keep-alive", True),
         (b"HTTP/1.0 200 OK\r\nConnection: keep-alive, close", False),
         (b"HTTP/1.0 200 OK\r\nKeep-Alive: timeout=5", False),
+        (b"HTTP/1.0 200 OK\r\nConnection: upgrade", False),
     ],
 )
 def test_keep_alive(head: bytes, keep: bool) -> None:
@@ -685,6 +697,15 @@ def test_take_respects_chunks() -> None:
         b"",
     ]
     assert reader.reusable
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_bytes_after_a_trailer(step: int) -> None:
+    """What comes after the trailer is no part of it."""
+    reader = begun()
+    feed(reader, CHUNKED + b"0\r\nA: b\r\n\r\nC: d\r\n\r\n", step)
+
+    assert (reader.trailers(), reader.excess, reader.reusable) == ([("A", "b")], 8, False)
 
 
 # Straight into the caller's buffer.

@@ -25,6 +25,7 @@ from fewports.kernel.diag import State
 from fewports.ledger import local
 from fewports.ledger.account import Account, Lease, Want
 from fewports.ledger.closings import TIME_WAIT
+from fewports.ledger.local import LAST_PAUSE
 
 CAPACITY = 6
 WATCHFUL = 1.2  # seconds within which whoever waits gets a port that the kernel has let go of: the longest pause is 1 s
@@ -140,7 +141,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.served: list[Caller] = []
         self.last_held: dict[Key, int] = {}
         self.seen = 0
-        self.refused: set[PortSpace] = set()  # by the kernel, and no good news since
 
     @initialize(budget=st.sampled_from(BUDGETS), hold=st.sampled_from([60.0, 1.0]))
     def begin(self, budget: Budget, hold: float) -> None:
@@ -235,7 +235,6 @@ class LedgerMachine(RuleBasedStateMachine):
         flow = self.books.open(lease, self.pick(old, again).port if again is not None and old else None)
         self.closed.pop(flow, None)
         self.forget(flow)
-        self.refused.discard(lease.space)
 
     @precondition(lambda self: self.in_use())
     @rule(who=whom, time_wait=st.booleans(), ask=st.booleans(), fate=fates)
@@ -264,8 +263,6 @@ class LedgerMachine(RuleBasedStateMachine):
             over = row is None or (row.state == State.TIME_WAIT and early and (row.remaining or 0) <= early)
             if not (ask and over):
                 self.closed[flow] = Closed(spec, self.clock.now, False)
-        if flow not in self.closed:
-            self.refused.discard(lease.space)
         self.ledger.release(lease, self.clock.now, time_wait=time_wait, ask=ask)
 
     @precondition(lambda self: self.in_use())
@@ -284,8 +281,6 @@ class LedgerMachine(RuleBasedStateMachine):
     def be_refused(self, who: int) -> None:
         """connect() finds no port: other programs hold them."""
         lease = self.pick(self.dialling(), who)
-        self.settle()
-        self.refused.add(lease.space)
         del self.leases[lease], self.socks[lease]
         self.ledger.refused(lease, self.clock.now)
 
@@ -306,7 +301,6 @@ class LedgerMachine(RuleBasedStateMachine):
     def configure(self, budget: Budget) -> None:
         self.settle()
         self.ledger.configure(budget)
-        self.refused.clear()
         self.last_held = dict(self.expected()[0])
 
     @rule(capacity=st.sampled_from([4, CAPACITY, 8]))
@@ -410,8 +404,6 @@ class LedgerMachine(RuleBasedStateMachine):
                 spec = self.leases.pop(lease)
                 if lease.flow and time_wait:
                     self.closed[lease.flow] = Closed(spec, self.clock.now, watch)
-                else:
-                    self.refused.discard(lease.space)
         for event in self.books.events[self.seen :]:
             if isinstance(event, PortFreed):
                 self.freed(event.flow)
@@ -426,7 +418,6 @@ class LedgerMachine(RuleBasedStateMachine):
                     assert len(chosen) > 1 or self.lines[other] != chosen or caller.ticket < other.ticket
 
     def freed(self, flow: Flow) -> None:
-        self.refused.discard(flow.space)
         was = self.closed.pop(flow, None)
         if was is None:
             return  # a new connection had its port, and the model knew
@@ -507,8 +498,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for account in accounts | self.ledger._full:
             assert account.waiters == {caller for caller in self.lines if account in caller.lines}
             assert (account in self.ledger._full) == bool(account.waiters)
-            if account.blocked_until and account in accounts:
-                assert account.waiters or account.name in {str(space) for space in self.refused}
+            # The kernel's refusal is never taken for granted for longer than a second.
+            assert account.blocked_until <= self.clock.now + LAST_PAUSE
             if account.first():
                 # An account has a line only while it is full.
                 assert account.full(self.clock.now)

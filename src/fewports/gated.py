@@ -27,6 +27,9 @@ from .ledger.account import Lease
 DEPTH = 4  # wrappers around a socket: a proxy and a destination, each with TLS
 # Idle and clean connections whose port costs nothing to free: no data can still be under way.
 _SPARED = {CloseReason.GAVE_WAY, CloseReason.POOL_CLOSED}
+# Looked up once: an enum's attributes and hashes are slow, and these are needed for each connection.
+_DONE = CloseReason.DONE
+_SYN_SENT, _ESTABLISHED, _CLOSE_WAIT = int(State.SYN_SENT), int(State.ESTABLISHED), int(State.CLOSE_WAIT)
 
 
 class GatedSocket(socket.socket):
@@ -69,6 +72,7 @@ class GatedSSLSocket(ssl.SSLSocket):
     lease: Lease | None = None
     reason = CloseReason.DONE
     passing = False
+    copied = False
 
     def _real_close(self) -> None:
         _close(self, super()._real_close)  # type: ignore[misc]
@@ -187,7 +191,8 @@ def _close(sock: Gated, close: Callable[[], None]) -> None:
         return
     ledger = lease.ledger
     stood = lease.state == Lease.OPEN
-    spare = sock.reason in _SPARED or lease.pressed
+    reason = sock.reason
+    spare = (reason is not _DONE and reason in _SPARED) or lease.pressed
     state = _state_before(sock, lease, spare)
     try:
         close()
@@ -196,13 +201,13 @@ def _close(sock: Gated, close: Callable[[], None]) -> None:
         # kernel is asked when it matters; else now.
         flow = lease.flow
         closed = _closed(flow, state, spare, sock.reason) if stood and flow is not None and ledger.heard else None
-        if getattr(sock, "copied", False):
+        if sock.copied:
             ledger.orphan(lease, watch=True)
         elif ledger.busy:
             # Perhaps with us: a response that the garbage collector finds closes its socket in the middle of anything.
             ledger.orphan(lease, time_wait=flow is not None, closed=closed)
         else:
-            ledger.release(lease, monotonic(), time_wait=flow is not None, ask=spare or state != State.ESTABLISHED)
+            ledger.release(lease, monotonic(), time_wait=flow is not None, ask=spare or state != _ESTABLISHED)
             if closed:
                 ledger.emit(closed)
 
@@ -227,20 +232,20 @@ def _drop(sock: Gated) -> None:
 
 
 def _closed(flow: Flow, state: int | None, spare: bool, reason: CloseReason) -> ConnectionClosed:
-    if state == State.CLOSE_WAIT:
+    if state == _CLOSE_WAIT:
         return ConnectionClosed(flow, CloseReason.PEER_CLOSED, False)
-    return ConnectionClosed(flow, reason, not (spare and state == State.ESTABLISHED and facts.features().linger2))
+    return ConnectionClosed(flow, reason, not (spare and state == _ESTABLISHED and facts.features().linger2))
 
 
 def _state_before(sock: Gated, lease: Lease, spare: bool) -> int | None:
     """Find the state of the connection, and prepare the close that suits it."""
     try:
         state = options.tcp_state(sock)
-        if lease.flow is None and state != State.SYN_SENT:
+        if lease.flow is None and state != _SYN_SENT:
             # It stood, or stood already, although nobody had noted that: its port may stay.
             address, port = from_sockaddr(sock.getsockname())
             lease.flow = Flow(address, port, lease.space.destination) if port else None
-        if spare and state == State.ESTABLISHED and facts.features().linger2:
+        if spare and state == _ESTABLISHED and facts.features().linger2:
             options.skip_time_wait(sock)
     except OSError:
         return None  # closed underneath us: the ledger asks the kernel

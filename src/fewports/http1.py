@@ -308,8 +308,7 @@ class Reader:
         if self._at < self._end:
             raise LocalProtocolError("there are body bytes left to take()")
         self._data, self._at, self._end = data, 0, len(data)
-        if not self.expects:
-            self._advance()
+        self._advance()
 
     def take(self, limit: int = UNBOUNDED) -> bytes | memoryview:
         """Return a slice of what was received: the next bytes of body, of one chunk and *limit* at most, or none."""
@@ -479,7 +478,6 @@ class Reader:
             self.length = 0
             self._finish()
         elif length is None:
-            keep = False
             self.expects = UNBOUNDED
             self._state = _CLOSE
         elif length < 0:
@@ -578,7 +576,7 @@ class Reader:
     def _fail(self, error: RemoteProtocolError) -> RemoteProtocolError:
         self._error = error
         self._state = _FAILED
-        self._reuse = self.done = False
+        self._reuse = False
         self.expects = 0
         self._at = self._end
         self._data = b""

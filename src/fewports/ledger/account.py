@@ -239,19 +239,18 @@ class Closing:
     ``watched`` are those whose socket has an owner that we do not know: they still count as open.
     """
 
-    __slots__ = ("ask_at", "done", "due", "final", "flow", "overtime", "pause", "serial", "want", "watched")
+    pause = 0.001  # seconds between two questions; doubled each time
+    overtime = 0.0  # seconds past its time for which the kernel was seen to keep it
+    final = False
+    watched = False
+    done = False
 
     def __init__(self, flow: Flow, want: Want, due: float, ask_at: float) -> None:
         self.flow = flow
         self.want = want
         self.due = due
         self.ask_at = ask_at  # inf: the kernel has named the time, or cannot be asked
-        self.pause = 0.001  # seconds between two questions; doubled each time
         self.serial = next(_tickets)
-        self.overtime = 0.0  # seconds past its time for which the kernel was seen to keep it
-        self.final = False
-        self.watched = False
-        self.done = False
 
     @property
     def accounts(self) -> tuple[Account, ...]:
