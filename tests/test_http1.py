@@ -86,7 +86,7 @@ def test_request_head() -> None:
 
 def test_request_replaces_preset() -> None:
     """A field of the request takes the place of the prepared one with its name, whatever its case."""
-    preset = Preset([("Host", "a"), ("User-Agent", "x"), ("Accept", "1"), ("Accept", "2")])
+    preset = Preset([("Host", "a"), (b"User-Agent", b"x"), ("Accept", "1"), ("Accept", "2")])
 
     assert request_head("GET", "/", [("user-agent", "y")], preset) == (
         b"GET / HTTP/1.1\r\nHost: a\r\nAccept: 1\r\nAccept: 2\r\nuser-agent: y\r\n\r\n"

@@ -413,7 +413,9 @@ def check(first: bytes, second: Response, method: str, way: Way) -> None:
         try:
             seen = read(reader, left, way, verb)
         except RemoteProtocolError as error:
-            assert expected is Wrong or (expected is More and isinstance(error, Truncated))
+            seen = error
+        if isinstance(seen, RemoteProtocolError):
+            assert expected is Wrong or (expected is More and isinstance(seen, Truncated))
 
             return assert_unusable(reader)
         assert isinstance(expected, Seen)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import random
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
@@ -24,7 +25,6 @@ from .source import NETWORK_CANDIDATES, SET_ASIDE, Sources
 
 ATTEMPT_DELAY = 0.25  # seconds; Connection Attempt Delay of RFC 8305, section 5
 ROUTES_FRESH = 10.0  # seconds for which the kernel's choice of a source is remembered
-_turn = itertools.count()
 _BY_SYSTEM = Bound()
 _NONE: frozenset[PortSpace] = frozenset()
 
@@ -181,7 +181,7 @@ class DialPlan:
     def _spread(self, destinations: list[Destination], now: float) -> list[Destination]:
         """Order the destinations: families in turn (RFC 8305, section 4), the least used first in each."""
         first = destinations[0].family
-        turn = next(_turn)
+        turn = random.getrandbits(16)  # not a count: two names asked for in turn would each see every second number
         families = []
         for same in (True, False):
             group = [destination for destination in destinations if (destination.family == first) == same]

@@ -1,5 +1,6 @@
 """HTTP/1.1 as bytes: a request head out, a response in. Decides where a message ends and whether the
-connection may be used again; has no socket and no clock, and repairs nothing.
+connection may be used again; has no socket and no clock, and repairs nothing. It is one long file because
+both directions share one grammar, and each rule has its reason beside it.
 
 Sections are those of RFC 9112 unless another RFC is named. A ``Reader`` is one of
 
@@ -138,9 +139,9 @@ def _field_lines(fields: Iterable[Field]) -> tuple[list[str], bytes]:
     """Return the names in lower case, and the lines; values are latin-1, as those of http.client."""
     names, lines = [], []
     for name, value in fields:
-        names.append(_checked_name(name))
         if not isinstance(name, str):
-            name = name.decode("ascii")
+            name = name.decode("latin-1")
+        names.append(_checked_name(name))
         if not isinstance(value, str):
             value = value.decode("latin-1") if isinstance(value, bytes) else f"{value:d}"
         lines.append(f"{name}: {value}\r\n")
@@ -148,21 +149,20 @@ def _field_lines(fields: Iterable[Field]) -> tuple[list[str], bytes]:
     # Names have no line break. So if there are as many as lines, values have none (RFC 9110, section 5.5).
     if not text.count("\r") == text.count("\n") == len(lines) or "\0" in text:
         bad = next(line for line in lines if "\0" in line or line.count("\r") + line.count("\n") > 2)
-        raise LocalProtocolError(f"the field {bad[:-2]!r} has CR, LF or NUL in its value")
+        raise LocalProtocolError(f"the value of {bad.partition(':')[0]} has CR, LF or NUL in it")  # it may be a secret
     try:
         return names, text.encode("latin-1")
     except UnicodeEncodeError as error:
-        bad = text[error.start : error.end]
-        raise LocalProtocolError(f"{bad!r} in a field is not latin-1: encode the value as it is to be sent") from error
+        bad = text[error.start]
+        raise LocalProtocolError(f"{bad!r} in a value is not latin-1: encode the value as it is to be sent") from error
 
 
 @lru_cache(1024)
-def _checked_name(name: str | bytes) -> str:
+def _checked_name(name: str) -> str:
     """Return a field name or method in lower case; it is a token (RFC 9110, sections 5.1 and 9.1)."""
-    text = name.decode("latin-1") if isinstance(name, bytes) else name
-    if not _is_token(text):
+    if not _is_token(name):
         raise LocalProtocolError(f"{name!r} is no token, as a method or field name must be (RFC 9110, section 5.6.2)")
-    return text.lower()
+    return name.lower()
 
 
 def _check_framing(names: Iterable[str]) -> None:
@@ -183,9 +183,9 @@ class Preset:
     def __init__(self, fields: Iterable[Field] = ()) -> None:
         self._fields = tuple(fields)
         self._rests: dict[frozenset[str], Preset] = {}  # what without() made: callers leave out the same names again
-        names, self.lines = _field_lines(self._fields)
-        _check_framing(names)
-        self.names = frozenset(names)
+        self._names, self.lines = _field_lines(self._fields)
+        _check_framing(self._names)
+        self.names = frozenset(self._names)
 
     def without(self, names: Collection[str]) -> Preset:
         """Return what is left when the fields with these names (in lower case) are gone."""
@@ -193,7 +193,8 @@ class Preset:
         if not gone:
             return self
         if gone not in self._rests:
-            self._rests[gone] = Preset(field for field in self._fields if _checked_name(field[0]) not in gone)
+            left = (field for name, field in zip(self._names, self._fields, strict=True) if name not in gone)
+            self._rests[gone] = Preset(left)
         return self._rests[gone]
 
 

@@ -180,6 +180,8 @@ class Ledger:
                 self._out.append(WaitEnded(now - waiter.joined, served))
         if self._out:
             self._act()
+        if waiter.joined is not None and not self._full:
+            self.nudge()  # nobody is left to serve
 
     def opened(self, lease: Lease, flow: Flow, now: float) -> None:
         """Note that the connection of *lease* stands."""
