@@ -157,7 +157,7 @@ def test_what_the_peer_closes_is_the_peers(server: Door) -> None:
 
 def test_a_surplus_of_places_is_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections beyond maxsize serve the next burst; only after some seconds they are retired, then closed."""
-    monkeypatch.setattr("fewports.pool.SURPLUS_LIMIT", 0.5)
+    monkeypatch.setattr("fewports.pool.SURPLUS_LIMIT", 0.4)
     monkeypatch.setattr("fewports.pool.RETIREMENT", 0.1)
     book = fewports.Ledger()
     with fresh_server() as server, PoolManager(ledger=book, maxsize=2) as http:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from faces import BODY, Aside, Door, counts, fresh_server, until, waiting
@@ -42,7 +42,7 @@ def listening(book: fewports.Ledger) -> Captured:
     return events
 
 
-def kinds(events: list[Event]) -> list[str]:
+def kinds(events: Sequence[Event]) -> list[str]:
     return [type(event).__name__ for event in events]
 
 
@@ -234,7 +234,11 @@ def test_events_come_from_the_thread_in_which_they_happen(server: Door) -> None:
     """A subscriber runs in the thread of the request, and in the timer's for what nobody asked for."""
     book = fewports.Ledger()
     threads: dict[str, str] = {}
-    book.subscribe(lambda event: threads.setdefault(type(event).__name__, threading.current_thread().name))
+
+    def note(event: Event) -> None:
+        threads.setdefault(type(event).__name__, threading.current_thread().name)
+
+    book.subscribe(note)
     with PoolManager(ledger=book, ca_certs=server.ca_path, idle_limit=0.05) as http:
         http.request("GET", server.url + "/")
         assert until(lambda: "ConnectionRetired" in threads)

@@ -113,7 +113,8 @@ def test_tunnels_are_handed_to_who_waits(proxy: HttpProxy, server: Door) -> None
 def test_failures_are_those_of_stock(proxy: HttpProxy, server: Door, case: str) -> None:
     """What goes wrong at the proxy or behind it raises what stock urllib3 raises, and holds no port in use."""
     stack = contextlib.ExitStack()
-    url, where, options = server.url + "/", proxy.url, {"ca_certs": server.ca_path or proxy.ca_path}
+    url, where = server.url + "/", proxy.url
+    options: dict[str, Any] = {"ca_certs": server.ca_path or proxy.ca_path}
     if case == "refused":
         url = f"{server.scheme}://127.0.0.1:9/"
     elif case == "no proxy there":
@@ -132,7 +133,7 @@ def test_failures_are_those_of_stock(proxy: HttpProxy, server: Door, case: str) 
         stock = urllib3.ProxyManager(where, **options)
         ours = ProxyManager(where, ledger=book, **options)
         for retries in (False, 1):
-            given: dict[str, Any] = {"retries": retries, "timeout": 0.3}
+            given: dict[str, Any] = {"retries": retries, "timeout": 0.15}
             expected, outcome = (ending(manager, url, **given) for manager in (stock, ours))
 
             assert outcome == expected
@@ -155,7 +156,7 @@ def test_a_proxy_with_its_own_tls(server: Door) -> None:
     """proxy_ssl_context= verifies the proxy, ssl_context= what is behind it."""
     with HttpProxy(tls=True) as proxy:
         context = ssl.create_default_context(cafile=proxy.ca_path)
-        unverified = {"cert_reqs": "CERT_NONE"} if server.scheme == "https" else {}
+        unverified: dict[str, Any] = {"cert_reqs": "CERT_NONE"} if server.scheme == "https" else {}
         with (
             warnings.catch_warnings(),
             ProxyManager(proxy.url, proxy_ssl_context=context, ledger=fewports.Ledger(), **unverified) as http,

@@ -153,7 +153,7 @@ def test_adapter_arguments_are_those_of_httpadapter() -> None:
     with pytest.raises(fewports.InvalidOption):
         Adapter(budget=0)
     with pytest.raises(TypeError):
-        Adapter(3, 4, 5, True, 500)  # type: ignore[misc]
+        Adapter(3, 4, 5, True, 500)  # type: ignore[call-arg]
 
 
 def test_sessions_and_adapters_are_pickled(server: Door) -> None:
@@ -197,7 +197,7 @@ def test_verify(secure: Door) -> None:
             session.get(secure.url + "/")
         with pytest.raises(OSError, match="Could not find the TLS certificate file"):
             session.get(secure.url + "/", cert="/no/such.pem")
-        session.trust_env, session.verify = False, secure.ca_path  # type: ignore[assignment]
+        session.trust_env, session.verify = False, secure.ca_path
         assert session.get(secure.url + "/").json() == BODY
 
         assert counts(book)[0] == 0
@@ -221,7 +221,7 @@ def test_a_client_certificate(tmp_path: Path) -> None:
             while len(seen) < 2:
                 with listener.accept()[0] as raw, contextlib.suppress(ssl.SSLError):
                     sock = context.wrap_socket(raw, server_side=True)
-                    seen.append(dict(sock.getpeercert()["subjectAltName"])["DNS"])  # type: ignore[index, call-overload]
+                    seen.append(dict(sock.getpeercert()["subjectAltName"])["DNS"])  # type: ignore[index, arg-type]
                     sock.recv(5000)
                     sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                     sock.close()
@@ -251,7 +251,7 @@ def test_proxies(server: Door, secure: Door, kind: str) -> None:
         url = proxy.url.replace("socks5:", "socks5h:") if kind == "socks5h" else proxy.url
         url = url.replace("//", "//me:s%3Aret@") if kind == "with credentials" else url
         session.proxies = {"http": url, "https": url}
-        session.verify = secure.ca_path  # type: ignore[assignment]
+        session.verify = secure.ca_path
         session.trust_env = False  # $REQUESTS_CA_BUNDLE would count for more
         for _ in range(2):
             assert session.get(server.url.replace("127.0.0.1", "localhost") + "/").json() == BODY

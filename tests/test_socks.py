@@ -78,7 +78,7 @@ def test_who_resolves_the_name(proxy: SocksProxy, server: Door, scheme: str) -> 
 
 def test_credentials(guarded: SocksProxy, server: Door) -> None:
     """User and password come in the URL, or apart from it."""
-    apart = {"username": "user", "password": "p@ss"}
+    apart: dict[str, Any] = {"username": "user", "password": "p@ss"}
     for url, options in ((guarded.url.replace("//", "//user:p%40ss@"), {}), (guarded.url, apart)):
         with through(url, server, **options) as http:
             assert http.request("GET", server.url + "/", retries=False).json() == BODY

@@ -198,7 +198,7 @@ def test_socket_options(server: Door) -> None:
     """socket_options= are set in place of the default, which is TCP_NODELAY; a bad one fails as in stock."""
     keepalive, nodelay = (socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, socket.TCP_NODELAY)
     for options, expected in ((None, (0, 0)), ([(*keepalive, 1)], (1, 0)), ("default", (0, 1))):
-        given = {} if options == "default" else {"socket_options": options}
+        given: dict[str, Any] = {} if options == "default" else {"socket_options": options}
         with HTTPConnectionPool(server.host, server.port, ledger=fewports.Ledger(), **given) as pool:
             pool.request("GET", "/")
             (conn,) = pool.home.quiet()

@@ -18,6 +18,8 @@ FAILED   0           nothing more: every call raises the same error    -
 What the peer sent goes in with receive(); take() gives the body bytes in it. As soon as take() has
 nothing left, ``expects`` bytes of body may also be read straight into a buffer of the caller, and are
 told with took().
+
+Long, because head, framing and body are one state table.
 """
 
 from __future__ import annotations

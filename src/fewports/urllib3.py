@@ -2,6 +2,8 @@
 
 What is kept is not bounded by maxsize but by the budget and by time: connections beyond maxsize are
 kept for a few seconds more, because to discard one costs its port for a minute.
+
+Long, because it follows urllib3's three nouns, connection, pool and manager, which know each other.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
 from ..address import Flow, PortSpace
-from ..budget import Budget, Limit
+from ..budget import Budget
 from ..errors import BudgetExhausted, LeaseError
 from ..events import (
     BudgetRefused,
@@ -35,12 +35,12 @@ from ..events import (
 from ..source import Sources
 from ..usage import Usage
 from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want, full_accounts
+from .accounts import Accounts
 from .closings import Closings, Referee, kernel_referee
 from .hook import Hook
 
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
 CACHED_WANTS = 10_000  # spaces whose accounts are remembered although they hold no port
-WHOLE_RANGE = Limit(None, 1.0)
 
 ledgers: WeakSet[Ledger] = WeakSet()
 
@@ -69,9 +69,7 @@ class Ledger:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._capacity = 0
-        # An account lives as long as a want, a lease or a closing names it: two for one key cannot be.
-        self._accounts: WeakValueDictionary[tuple[object, ...], Account] = WeakValueDictionary()
+        self._accounts = Accounts(self.budget, 0)
         self._wants: dict[tuple[PortSpace, str, Budget | None, object], Want] = {}
         self._leases: set[Lease] = set()
         self._closings = Closings(self._referee)
@@ -92,7 +90,7 @@ class Ledger:
 
     def held(self, space: PortSpace) -> int:
         """Return the ports held in *space*."""
-        account = self._accounts.get(("range", space))
+        account = self._accounts.of(space)
         return account.held if account else 0
 
     def subscribe(self, emit: Emit) -> Callable[[], None]:
@@ -128,7 +126,7 @@ class Ledger:
 
         *budget* is the own one of *client*, the face that asks, if it has one.
         """
-        if (capacity := self._referee.capacity(now)) != self._capacity:
+        if (capacity := self._referee.capacity(now)) != self._accounts.capacity:
             self._resize(capacity, now)
         key = (space, host, budget, client)
         if (want := self._wants.get(key)) is not None:
@@ -136,7 +134,7 @@ class Ledger:
         with self._lock:
             if len(self._wants) >= CACHED_WANTS:
                 self._wants.clear()
-            want = self._wants[key] = self._want(space, host, budget, client)
+            want = self._wants[key] = self._accounts.want(space, host, budget, client)
         return want
 
     def reserve(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
@@ -344,38 +342,6 @@ class Ledger:
         return f"<Ledger {len(usages)} spaces, {held} held, {time_wait} in TIME_WAIT, {waiting} waiting>"
 
     # Below: the lock is held, except in _act, _ask and _reap.
-
-    def _want(self, space: PortSpace, host: str, budget: Budget | None, client: object) -> Want:
-        if self.budget.uniform and (share := self.budget.limit).share is not None:
-            # Each space has its share of the range, which is less than the range: one account says both.
-            accounts = [self._account(("range", space), str(space), "ledger", share, self.budget)]
-        else:
-            accounts = [
-                self._account(("range", space), str(space), "range", WHOLE_RANGE, self.budget),
-                self._charge("ledger", self.budget, None, space, host),
-            ]
-        if budget is not None:
-            accounts.append(self._charge("client", budget, client, space, host))
-        pace = None
-        bounding, owner = (budget, client) if budget and budget.dialing else (self.budget, None)
-        if bounding.dialing:
-            key = ("pace", owner, space.destination)
-            rule = Limit(bounding.dialing, None)
-            pace = self._account(key, f"dialing to {space.destination}", "pace", rule, bounding)
-        return Want(space, tuple(accounts), pace, host, client, budget)
-
-    def _account(self, key: tuple[object, ...], name: str, scope: str, rule: Limit, budget: Budget) -> Account:
-        account = self._accounts.get(key)
-        if account is None:
-            account = self._accounts[key] = Account(name, scope, rule, budget, self._capacity)
-        return account
-
-    def _charge(self, scope: str, budget: Budget, client: object, space: PortSpace, host: str) -> Account:
-        group = budget.group(space.destination, host)
-        if group.limit.share is None:
-            return self._account((scope, client, group.name, None), group.name, scope, group.limit, budget)
-        name = f"{space.source} -> {group.name}"
-        return self._account((scope, client, group.name, space.source), name, scope, group.limit, budget)
 
     def _serve(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
         """Deliver a lease and return None, or return an account that is full."""
@@ -587,7 +553,7 @@ class Ledger:
 
     def _resize(self, capacity: int, now: float) -> None:
         with self._lock:
-            self._capacity = capacity
+            self._accounts.capacity = capacity
             for account in list(self._accounts.values()):
                 account.limit = account.rule.of(capacity)
                 self._crossed(account)
@@ -602,16 +568,16 @@ class Ledger:
             self._unline(waiter)
         for account in list(self._accounts.values()):
             account.limit = 0
-        self._accounts = WeakValueDictionary()
+        self._accounts = Accounts(self.budget, self._accounts.capacity)
         self._wants.clear()
         for lease in self._leases:
-            lease.want = self._same(lease.want)
+            lease.want = self._accounts.same(lease.want)
             self._enter(lease)
-        self._closings.charge_anew(self._same)
+        self._closings.charge_anew(self._accounts.same)
         for account in list(self._accounts.values()):
             account.mark_level()
         for waiter in sorted(waiters):
-            waiter.wants = [self._same(want) for want in waiter.wants]
+            waiter.wants = [self._accounts.same(want) for want in waiter.wants]
             if self._serve(waiter, waiter.wants, now):
                 self._line_up(waiter, now)
             self._out.append(waiter)
@@ -619,10 +585,7 @@ class Ledger:
 
     def _current(self, wants: Sequence[Want]) -> Sequence[Want]:
         """Return *wants* with the accounts of now: the first of them may have been named before configure()."""
-        return wants if wants[0].accounts[0].limit else [self._same(want) for want in wants]
-
-    def _same(self, want: Want) -> Want:
-        return self._want(want.space, want.host, want.budget, want.client)
+        return wants if wants[0].accounts[0].limit else [self._accounts.same(want) for want in wants]
 
     def _act(self) -> None:
         while self._out:
