@@ -127,28 +127,6 @@ def test_an_old_idle_connection_is_retired() -> None:
         assert [event.reason for event in events.of(ConnectionClosed)] == [CloseReason.PEER_CLOSED]
 
 
-def test_the_thread_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timer's thread runs while something is idle or waited for, and ends when nothing is left."""
-    assert until(lambda: timers() == [])
-    with fresh_server() as server:
-        with PoolManager(ledger=fewports.Ledger()) as http:
-            http.request("GET", server.url + "/")
-            assert timers() == ["fewports-timer"]
-        assert until(lambda: timers() == [])
-        pool = HTTPConnectionPool(server.host, server.port, ledger=fewports.Ledger())
-        pool.request("GET", "/")
-        assert timers() == ["fewports-timer"]
-        del pool
-        assert until(lambda: timers() == [])
-        monkeypatch.setattr("fewports.sync.timer.AT_MOST", 0.3)  # how late it may find that a caller has left
-        book = fewports.Ledger(fewports.Budget(1, wait=0.1))
-        kept = fewports.create_connection((server.host, server.port), ledger=book)
-        with pytest.raises(fewports.BudgetExhausted):
-            fewports.create_connection((server.host, server.port), ledger=book)
-        kept.close()
-        assert until(lambda: timers() == [])
-
-
 def test_a_budget_is_served_by_the_timer() -> None:
     """Who waits for a port in TIME_WAIT gets it when the kernel lets go of it, without anybody closing anything."""
     book = fewports.Ledger(fewports.Budget(1, wait=5))
