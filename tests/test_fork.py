@@ -204,6 +204,31 @@ def test_a_fork_in_the_middle_of_everything() -> None:
             sock.close()
 
 
+@in_namespace()
+def test_no_descriptor_is_between_two_owners() -> None:
+    """However busy the other threads are with opening sockets, the child finds and closes its copy of each."""
+    with HttpServer() as server:
+        book, over = fewports.Ledger(), threading.Event()
+        others = len(sockets())
+
+        def dial() -> None:
+            while not over.is_set():
+                fewports.create_connection(server.addresses[0], ledger=book).close()
+
+        threads = [Aside(dial) for _ in range(6)]
+        try:
+            left = []
+            for _ in range(40):
+                with forked(lambda: len(sockets())) as answer:
+                    left.append(answer)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.result()
+
+        assert left == [others] * 40
+
+
 def test_a_child_that_ends_by_itself_disturbs_nobody() -> None:
     """A child that ends through exit handlers and finalizers leaves the connections of its parent alone."""
     script = """

@@ -348,7 +348,7 @@ SPECIAL = (
     )
 )
 SPECIAL += b"\r\nContent-Length: 3|Content-Length|\r\nTransfer-Encoding: chunked|\r\nConnection: close".split(b"|")
-SPECIAL += b"HTTP/1.1 200 OK\r\n|HTTP/1.1 100\r\n\r\n|HTTP/1.0 ".split(b"|")
+SPECIAL += b"8000000000000000|7fffffffffffffff|0x|HTTP/1.1 200 OK\r\n|HTTP/1.1 100\r\n\r\n|HTTP/1.0 ".split(b"|")
 
 
 @st.composite
@@ -363,10 +363,9 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
         what = draw(st.integers(0, 7))
         if what == 0:
             data = data[:at] + bytes(byte ^ draw(st.integers(1, 255)) for byte in data[at : at + 1]) + data[at + 1 :]
-        elif what == 1:
-            data = data[:at] + draw(st.sampled_from(SPECIAL)) + data[at + 1 :]
         elif what <= 3:
-            data = data[:at] + draw(st.sampled_from(SPECIAL) | st.binary(min_size=1, max_size=3)) + data[at:]
+            put = draw(st.sampled_from(SPECIAL[:9]) | st.sampled_from(SPECIAL) | st.binary(min_size=1, max_size=3))
+            data = data[:at] + put + data[at + (what == 1) :]
         elif what == 4:
             data = data[:at] + data[at + width :]
         elif what == 5:

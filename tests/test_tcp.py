@@ -216,12 +216,12 @@ def test_asyncio_on_its_socket(server: Door, book: fewports.Ledger) -> None:
     assert until(lambda: book.usage() == [])
 
 
-@pytest.mark.parametrize("timeout", [None, 0.5, "default"])
+@pytest.mark.parametrize("timeout", [None, 0.1, "default"])
 def test_the_timeout_is_the_sockets(server: Door, book: fewports.Ledger, timeout: float | str | None) -> None:
     """timeout= is the socket's afterwards; without it the default of the socket module; recv() raises TimeoutError."""
     given = {} if timeout == "default" else {"timeout": timeout}
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(0.3)
+    socket.setdefaulttimeout(0.15)
     try:
         with (
             socket.create_connection(server.addresses[0], **given) as stock,  # type: ignore[arg-type]

@@ -43,8 +43,9 @@ def test_what_the_server_closed_is_noticed_within_a_second() -> None:
         assert http.gate.ledger.usage() == []
 
 
-def test_idle_connections_are_retired_first() -> None:
+def test_idle_connections_are_retired_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """After idle_limit a connection is not used again but stays, so that the server closes it and has the TIME_WAIT."""
+    monkeypatch.setattr("fewports.sync.timer.CHECK", 0.2)
     http, events = watched(idle_limit=0.15)
     with fresh_server(keepalive_timeout=0.6) as server, http:
         assert http.request("GET", server.url + "/").json() == BODY
@@ -116,8 +117,9 @@ def test_ages_differ() -> None:
         assert 93 < max(ages) <= 100
 
 
-def test_an_old_idle_connection_is_retired() -> None:
+def test_an_old_idle_connection_is_retired(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that reaches its maximum age while it is idle is retired by the timer."""
+    monkeypatch.setattr("fewports.sync.timer.CHECK", 0.2)
     http, events = watched(max_age=0.2)
     with fresh_server(keepalive_timeout=0.4) as server, http:
         assert http.request("GET", server.url + "/").json() == BODY

@@ -186,9 +186,9 @@ def test_a_plain_server_behind_https_is_the_error_of_stock(plain: Door) -> None:
     url = f"https://127.0.0.1:{plain.port}/"
     book = fewports.Ledger()
     with urllib3.PoolManager() as stock, PoolManager(ledger=book) as http:
-        expected = outcome(lambda: stock.request("GET", url, retries=False, timeout=0.3))
+        expected = outcome(lambda: stock.request("GET", url, retries=False, timeout=0.1))
 
-        assert outcome(lambda: http.request("GET", url, retries=False, timeout=0.3)) == expected
+        assert outcome(lambda: http.request("GET", url, retries=False, timeout=0.1)) == expected
         assert counts(book)[0] == 0
 
 

@@ -12,9 +12,11 @@ import os
 import socket
 import ssl
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import NamedTuple, Self
 
@@ -30,6 +32,12 @@ _SPARED = {CloseReason.GAVE_WAY, CloseReason.POOL_CLOSED}
 # Looked up once: an enum's attributes and hashes are slow, and these are needed for each connection.
 _DONE = CloseReason.DONE
 _SYN_SENT, _ESTABLISHED, _CLOSE_WAIT = int(State.SYN_SENT), int(State.ESTABLISHED), int(State.CLOSE_WAIT)
+
+# Held while a descriptor is made or closed, when nobody can name it, and by whoever forks: else the child could not
+# find and close its copy, and the parent's close would not end the connection. Re-entrant, because a finalizer or a
+# signal handler may fork. Who forks may wait for locks that we have: so nobody waits long for this one.
+unnamed = threading.RLock()
+PATIENCE = 0.1  # seconds for which a fork in another thread can delay us
 
 
 class GatedSocket(socket.socket):
@@ -105,7 +113,14 @@ def open_socket(lease: Lease, bound: Bound, wanted: Sequence[SocketOption], now:
     call = "socket"
     sock = None
     try:
-        sock = GatedSocket(family_of(source), socket.SOCK_STREAM)
+        family = family_of(source)
+        alone = unnamed.acquire(timeout=PATIENCE)
+        try:
+            sock = GatedSocket(family, socket.SOCK_STREAM)
+            lease.socket = weakref.ref(sock)
+        finally:
+            if alone:
+                unnamed.release()
         call = "setsockopt"
         for option in wanted:
             sock.setsockopt(*option)
@@ -123,16 +138,20 @@ def open_socket(lease: Lease, bound: Bound, wanted: Sequence[SocketOption], now:
         elif bound.chosen or bound.port:
             sock.bind(sockaddr(source, bound.port))
         sock.lease = lease
-        lease.socket = weakref.ref(sock)
     except OSError as error:
-        if sock is not None:
-            sock.close()
+        _undo(sock, lease)
         raise CallFailed(call, error) from error
     except BaseException:
-        if sock is not None:
-            sock.close()
+        _undo(sock, lease)
         raise
     return sock
+
+
+def _undo(sock: GatedSocket | None, lease: Lease) -> None:
+    if sock is not None:
+        sock.lease = None
+        sock.close()
+    lease.socket = None
 
 
 class Bound(NamedTuple):
@@ -187,7 +206,7 @@ def let_go(sock: Gated) -> None:
 def _close(sock: Gated, close: Callable[[], None]) -> None:
     lease, sock.lease = sock.lease, None
     if lease is None or lease.state >= Lease.RELEASED or sys.is_finalizing():
-        close()
+        _shut(close)
         return
     ledger = lease.ledger
     stood = lease.state == Lease.OPEN
@@ -195,7 +214,7 @@ def _close(sock: Gated, close: Callable[[], None]) -> None:
     spare = (reason is not _DONE and reason in _SPARED) or lease.pressed
     state = _state_before(sock, lease, spare)
     try:
-        close()
+        _shut(close)
     finally:
         # Closed in SYN_SENT the port is free (fact 6j). With TIME_WAIT to come, and ports plenty, the
         # kernel is asked when it matters; else now.
@@ -212,6 +231,15 @@ def _close(sock: Gated, close: Callable[[], None]) -> None:
                 ledger.emit(closed)
 
 
+def _shut(close: Callable[[], None]) -> None:
+    alone = unnamed.acquire(timeout=PATIENCE)
+    try:
+        close()
+    finally:
+        if alone:
+            unnamed.release()
+
+
 def _drop(sock: Gated) -> None:
     """Close what was left to the garbage collector; no lock may be taken here."""
     number = _socket.socket.fileno(sock)
@@ -223,7 +251,7 @@ def _drop(sock: Gated) -> None:
         sock.lease = None
         spare = lease.pressed
         state = _state_before(sock, lease, spare)
-        _socket.socket.close(sock)
+        _shut(partial(_socket.socket.close, sock))
         flow = lease.flow
         closed = _closed(flow, state, spare, CloseReason.DROPPED) if flow else None
         lease.ledger.orphan(lease, time_wait=flow is not None, closed=closed)

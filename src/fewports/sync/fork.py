@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 
-from ..gated import GatedSocket, GatedSSLSocket, let_go
+from ..gated import GatedSocket, GatedSSLSocket, let_go, unnamed
 from ..ledger.local import ledgers
 from ..pool import pools
 from .timer import timer
 
 
 def _in_child() -> None:
+    unnamed.release()
     timer.forget()
     for ledger in list(ledgers):
         for lease in ledger.forget():
@@ -26,4 +27,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=unnamed.acquire, after_in_parent=unnamed.release, after_in_child=_in_child)
