@@ -43,6 +43,7 @@ UNBOUNDED = MAX_LENGTH
 SHOWN = 60  # bytes of the peer's that an error message quotes
 
 LAST_CHUNK = b"0\r\n\r\n"  # section 7.1
+BAD_CHUNK_SIZE = "a bad chunk size line"
 
 # The states. Their values say in an error message where it happened.
 _IDLE = "idle"
@@ -71,7 +72,7 @@ _match_extended = re.compile(rf"(?:\r\n)?{_HEX}([\t ]*;{_TEXT})?\r\n".encode("la
 # The next two read what the above let pass: each field line comes after a LF, and CR is nowhere but before LF.
 _find_fields = re.compile(r"\n([^:\r]+):[ \t]*((?:[^\r]*[^\r \t])?)").findall  # without OWS (section 5.1)
 _find_framing = re.compile(
-    rb"\n(?=[CTKctk])(?i:(content-length|transfer-encoding|connection|keep-alive)):[ \t]*([^\r]*)"
+    rb"\n(?=[CTKctk])(?i:(content-length|content-encoding|transfer-encoding|connection|keep-alive)):[ \t]*([^\r]*)"
 ).findall
 _find_timeout = re.compile(rb"(?i:(?:^|[,; \t])timeout[ \t]*=[ \t]*\"?([0-9]{1,9}))(?![0-9.])").search
 
@@ -248,7 +249,8 @@ class Reader:
     ``started``: something came; ``interim``: so many heads with 1xx came; ``head``: the final one.
     ``length``: of the whole body, None if it is ``chunked`` or lasts until close; ``got``: so much of it came.
     ``expects``: so many bytes of body come next with no framing in between (UNBOUNDED until close).
-    ``idle_limit``: the N of ``Keep-Alive: timeout=N``, in seconds; ``excess``: bytes that came after the end.
+    ``encoded``: there is a Content-Encoding. ``excess``: so many bytes came after the end.
+    ``idle_limit``: the N of ``Keep-Alive: timeout=N``, in seconds.
 
     Methods raise RemoteProtocolError if the peer breaks a rule, LocalProtocolError if the caller does.
     """
@@ -275,10 +277,21 @@ class Reader:
         self.started = self.chunked = False
         self.interim = self.expects = self.got = 0
         self.length: int | None = None
+        self.encoded = False
         self.idle_limit: int | None = None
 
     def __repr__(self) -> str:
         return f"<Reader {self._state}, {self.got} bytes of body{'' if self._reuse else ', not to be used again'}>"
+
+    @property
+    def ready(self) -> int:
+        """How many bytes of body the next take() can give."""
+        return min(self._end - self._at, self.expects)
+
+    @property
+    def persists(self) -> bool:
+        """Whether nothing so far says that the connection ends with this response (section 9.3)."""
+        return self._reuse
 
     @property
     def reusable(self) -> bool:
@@ -442,6 +455,7 @@ class Reader:
             values[name] = values[name] + b"," + value if name in values else value
         if (limit := values.get(b"keep-alive")) and (found := _find_timeout(limit)):
             self.idle_limit = int(found[1])
+        self.encoded = b"content-encoding" in values
         keep = head.version == 11
         options = values.get(b"connection")
         if options is not None and not (keep and options == b"keep-alive"):
@@ -515,7 +529,7 @@ class Reader:
             return -1
         line = bytes(kept[:stop])
         if not (found := _match_extended(line)):
-            raise self._refuse("a bad chunk size line", self._state, line)
+            raise self._refuse(BAD_CHUNK_SIZE, self._state, line)
         self._at += stop - had
         kept.clear()
         size = int(found[1], 16)

@@ -11,7 +11,8 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from .address import Origin
 from .gated import GatedSocket
-from .urllib3 import _OURS, HTTPConnection, HTTPConnectionPool, HTTPSConnection, HTTPSConnectionPool, PoolManager
+from .urllib3 import HTTPConnection, HTTPConnectionPool, HTTPSConnection, HTTPSConnectionPool, PoolManager
+from .urllib3.connection import OURS
 
 __all__ = ["SOCKSProxyManager"]
 
@@ -67,7 +68,7 @@ class SOCKSConnection(HTTPConnection):
         return through
 
 
-_OURS.add(SOCKSConnection._new_conn)
+OURS.add(SOCKSConnection._new_conn)
 
 
 class SOCKSHTTPSConnection(SOCKSConnection, HTTPSConnection):

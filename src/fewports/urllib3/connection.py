@@ -1,0 +1,490 @@
+"""urllib3's connection on a leased port, with our codec between it and its socket.
+
+What http.client knows of a request under way, this class knows under the same names: both are called
+HTTPConnection, so that ``self.__state`` here is the one there.
+
+Long, because a connection of urllib3 is one class: how it comes to its socket, and how it uses it.
+"""
+
+from __future__ import annotations
+
+import encodings.idna  # noqa: F401 - else the first request imports it, and a fork meanwhile copies the lock
+import errno
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from http.client import (  # type: ignore[attr-defined]
+    _CS_IDLE,
+    _CS_REQ_SENT,
+    CannotSendRequest,
+    HTTPResponse,
+    NotConnected,
+    ResponseNotReady,
+)
+from math import inf
+from time import monotonic
+from typing import Any, NamedTuple, cast
+
+import urllib3
+from urllib3.connection import _get_default_user_agent, _ResponseOptions
+from urllib3.exceptions import (
+    ClosedPoolError,
+    ConnectTimeoutError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+)
+from urllib3.util import SKIP_HEADER, Timeout, connection
+
+from .. import errors
+from ..address import Destination, Origin
+from ..events import CloseReason
+from ..gated import GatedSocket, gated, pass_on
+from ..kernel import facts, options
+from ..ledger.account import Lease
+from ..pool import Pool, PoolClosed
+from ..sync.dial import dial, resolve
+from ..sync.wire import TOGETHER, Wire
+from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
+from .response import BadResponse, Response, receive
+
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
+_WITHOUT_BODY = frozenset(
+    ("GET", "HEAD", "DELETE", "TRACE", "OPTIONS")
+)  # urllib3 sends no Content-Length: 0 with these
+_IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
+_FRAMING = frozenset(("content-length", "transfer-encoding"))
+BLOCKS = 64  # different sets of header fields that a connection remembers as bytes
+
+# A path and query in which urllib3 has nothing to encode, and http.client nothing to refuse.
+TARGET = r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-F]{2})*+"
+_is_plain_target = re.compile(TARGET).fullmatch
+_is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch  # RFC 9110, section 5.6.2
+_is_plain_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
+
+
+Fields = tuple[tuple[str, str], ...]
+Block = tuple[bytes, bytes]  # Content-Length comes between the two
+
+
+class Times(NamedTuple):
+    """How long a request may take: a call on the socket, in seconds, and all of it, as a time of monotonic()."""
+
+    connect: float | None
+    read: float | None
+    deadline: float | None
+
+
+class HTTPConnection(urllib3.connection.HTTPConnection):
+    """urllib3's connection on a leased port.
+
+    It may take over the socket of an idle connection that comes free while it waits for a port.
+    """
+
+    gate: Gate = open_gate
+    home: Pool[HTTPConnection] | None = None
+    lease: Lease | None = None
+    idle_since: float = 0.0
+    expires: float = inf
+    wait: float | None = None  # seconds in line for a port; None: as long as the budget says
+    wire: Wire | None = None
+    deadline: float | None = None  # for the response, where the time-out has a total
+    _dialled: GatedSocket | None = None
+    _failure: Exception | None = None
+    _sent = False  # something of the request that is under way
+    receiving = False  # exchange() has sent it
+    _unsent = False  # the rest of it
+    _blocks: dict[Fields, Block] | None = None
+    _plain = True  # no subclass has a hand in how requests are sent or responses received
+    _http_vsn: int
+    _http_vsn_str: str
+    __state: str
+    __response: Any
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls._plain = all(getattr(cls, name) is getattr(HTTPConnection, name) for name in _OVERRIDABLE)
+
+    def connect(self) -> None:
+        """Connect, or take over an idle connection of the pool that comes free first."""
+        if type(self)._new_conn not in OURS:
+            super().connect()  # a subclass that opens its own sockets: they are beyond the gate
+            return
+        try:
+            outcome = self._dial()
+            while isinstance(outcome, HTTPConnection) and connection.is_connection_dropped(outcome):
+                outcome.end(CloseReason.PEER_CLOSED)  # before it was our turn
+                if self.home is not None:
+                    self.home.drop_place()
+                outcome = self._dial()
+        except Exception as error:
+            self._failure = error
+            super().connect()  # urllib3 cleans up after _new_conn(), which raises it
+            raise AssertionError("connect() goes through _new_conn()") from error
+        if isinstance(outcome, HTTPConnection):
+            self._take_over(outcome)
+            return
+        self.wire = None
+        self._dialled = outcome
+        outcome.passing = True
+        if outcome.lease is not None and outcome.lease.pressed and facts.features().linger2:
+            options.skip_time_wait(outcome)  # if the handshake fails, it is ssl that closes it
+        lease = outcome.lease
+        try:
+            super().connect()
+            outcome.passing = False
+            pass_on(outcome, self.sock)
+        except BaseException:
+            outcome.passing = False
+            outcome.close()  # gives the lease back, if the descriptor has gone elsewhere and is closed
+            raise
+        self.lease = lease
+        if self.home is not None:
+            self.expires = self.home.expiry(monotonic())
+
+    def close(self) -> None:
+        """Close the socket; a response that is under way ends there."""
+        self.lease = None
+        self.deadline = None
+        self._blocks = None
+        self._unsent = False
+        wire, self.wire = self.wire, None
+        if wire is not None:
+            wire.closed = True
+        super().close()
+
+    def end(self, reason: CloseReason) -> None:
+        """Close, and say why."""
+        if sock := gated(self.sock):
+            sock.reason = reason
+        self.close()
+
+    def give_way(self) -> None:
+        self.end(CloseReason.GAVE_WAY)
+
+    @property
+    def settled(self) -> bool:
+        """Say whether no response is under way, so that another request may follow."""
+        wire = self.wire
+        if self.__state != _CS_IDLE or (wire is not None and (wire.closed or not wire.reader.reusable)):
+            return False
+        response = self.__response  # where http.client read it: for a subclass, or for debuglevel
+        return response is None or response.isclosed()
+
+    def leave_to_response(self) -> None:
+        """Let the response that is under way have the socket; it is closed when that has been read, or dropped."""
+        wire, sock = self.wire, self.sock
+        if wire is not None and wire.reader.head is not None and not wire.reader.done:
+            wire.parted = True
+            self.wire = self.sock = self.lease = None
+        elif self.__response is not None:
+            self.sock = self.lease = None
+            sock.close()
+        self.close()
+
+    def alive(self) -> bool:
+        """Say whether the connection, which is idle, is still there: nothing came, not even its end."""
+        wire = self.wire
+        return not connection.is_connection_dropped(self) if wire is None else not wire.closed and wire.silent
+
+    def unanswered(self, method: str) -> bool:
+        """Say whether the request that failed may be sent again: it met the end of a connection that was kept.
+
+        Either not a byte of it went out, or it has no more effect twice than once, and not a byte came back.
+        """
+        wire = self.wire
+        if wire is None or not wire.used or wire.reader.started:
+            return False
+        return not self._sent or method in _IDEMPOTENT
+
+    def putrequest(self, *args: Any, **keywords: Any) -> None:
+        """Begin a request, as http.client does; on a connection that is at an end: on a new one."""
+        wire = self.wire
+        if wire is not None and wire.sock is self.sock and not wire.reader.reusable:
+            if not wire.reader.done:
+                raise CannotSendRequest("the response before has not been read")
+            self.close()
+        self._sent = False
+        super().putrequest(*args, **keywords)
+
+    def send(self, data: Any) -> None:
+        """Send *data*, as http.client does."""
+        if self._sent or self.sock is None or type(data) is not bytes or self.debuglevel > 0:
+            if self.deadline is not None and self.wire is not None:
+                self.wire.hurry()
+            super().send(data)
+            self._sent = True
+        else:
+            self._send(self._wired(), data, b"")
+
+    def request(  # type: ignore[override]
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        chunked: bool = False,
+        preload_content: bool = True,
+        decode_content: bool = True,
+        enforce_content_length: bool = True,
+    ) -> None:
+        """Send a request, with the arguments and results of urllib3."""
+        self._unsent = True
+        data = None
+        if self._plain and not chunked and self.__state == _CS_IDLE and (self.sock is None or self.settled):
+            data = self.encode(method, url, body, headers or {})
+        if data is None:
+            super().request(
+                method,
+                url,
+                body=body,
+                headers=headers,
+                chunked=chunked,
+                preload_content=preload_content,
+                decode_content=decode_content,
+                enforce_content_length=enforce_content_length,
+            )
+        else:
+            if self.sock is None:
+                self._open()
+            self._response_options = _ResponseOptions(
+                method, url, preload_content, decode_content, enforce_content_length
+            )
+            self._method = method
+            wire = self._wired()
+            wire.patience(_seconds(self.timeout))
+            wire.deadline = self.deadline
+            wire.reader.begin(method, sending=True)
+            self.__state = _CS_REQ_SENT
+            self._send(wire, *data)
+            wire.reader.sent()
+        self._unsent = False
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        """Receive a response, with the results of urllib3."""
+        asked = self._response_options
+        if asked is None or self.sock is None or self.debuglevel > 0 or self.response_class is not HTTPResponse:
+            return super().getresponse()
+        self._response_options = None
+        if self.__state != _CS_REQ_SENT:
+            raise ResponseNotReady(self.__state)
+        wire = self._wired()
+        wire.patience(_seconds(self.timeout))
+        wire.deadline = self.deadline
+        if wire.reader.done:
+            wire.reader.begin(self._method, sending=self._unsent)
+        try:
+            response = receive(wire, asked, self._http_vsn_str)
+        except (ConnectionError, BadResponse):
+            if not self.unanswered(self._method):  # who asks that next has yet to see it
+                self.close()
+            raise
+        self.__state = _CS_IDLE
+        if not wire.reader.persists:
+            self.sock = self.wire = None  # the response has it
+            self.close()
+        return response
+
+    def exchange(self, data: tuple[bytes, bytes], asked: Any, times: Times) -> Response:
+        """Send the request *data* and receive its response, on a connection that stands.
+
+        ``receiving`` says afterwards how far it came.
+        """
+        wire = self._wired()
+        if times.deadline is None:
+            wire.deadline = None
+            wire.patience(times.connect)
+        else:
+            wire.deadline = times.deadline
+            wire.patience(times.connect)
+            wire.hurry()
+        self.receiving = False
+        wire.reader.begin(asked.request_method)
+        try:
+            self._send(wire, *data)
+        except ConnectionError:
+            # It may have answered before it closed, as urllib3 says. But where nothing went out, that was no answer.
+            if not self._sent:
+                raise
+        self.receiving = True
+        self.timeout = times.read
+        wire.patience(times.read)
+        response = receive(wire, asked, "HTTP/1.1")
+        if not wire.reader.persists:
+            self.sock = self.wire = None
+            self.close()
+        return response
+
+    def encode(self, method: str, url: str, body: Any, headers: Mapping[str, str]) -> tuple[bytes, bytes] | None:
+        """Return a request as bytes, in two parts if it is large.
+
+        None if there is anything uncommon in it: http.client sees to that.
+        """
+        if method not in _METHODS or not _is_plain_target(url) or self._http_vsn != 11 or self.debuglevel > 0:
+            return None
+        key = tuple(headers.items())
+        blocks = self._blocks
+        if blocks is None:
+            blocks = self._blocks = {}
+        try:
+            block = blocks.get(key) or self._remember(blocks, key)
+        except TypeError:  # a value without hash
+            return None
+        if block is None:
+            return None
+        if body is None:
+            if method in _WITHOUT_BODY:
+                return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), url.encode(), *block), b""
+            body = b""
+        elif type(body) is str:
+            body = body.encode()
+        elif type(body) is not bytes:
+            return None
+        line = b"%b %b HTTP/1.1\r\n" % (method.encode(), url.encode())
+        head = b"%b%bContent-Length: %d\r\n%b\r\n" % (line, block[0], len(body), block[1])
+        return (head + body, b"") if len(body) <= TOGETHER else (head, body)
+
+    def fileno(self) -> int:
+        sock = self.sock  # read once: another thread may close
+        return sock.fileno() if sock is not None else -1
+
+    def _new_conn(self) -> socket.socket:
+        sock, self._dialled = self._dialled, None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        if sock is None:  # called by a subclass, which has no use for a whole connection
+            home, self.home = self.home, None
+            try:
+                sock = cast(GatedSocket, self._dial())
+            finally:
+                self.home = home
+        sys.audit("http.client.connect", self, self.host, self.port)
+        return sock
+
+    @property
+    def peer(self) -> Origin:
+        """What to connect to: the host, or its proxy."""
+        scheme = "https" if isinstance(self, urllib3.connection.HTTPSConnection) else "http"
+        return Origin(scheme, self._dns_host, self.port)
+
+    def _dial(self) -> GatedSocket | HTTPConnection:
+        peer = self.peer
+        try:
+            destinations = _resolve(peer.host, peer.port)
+            to = self.gate.to(peer, self.source_address)
+            return dial(
+                to,
+                destinations,
+                timeout=_seconds(self.timeout),
+                wait=self.wait,
+                options=self.socket_options or (),
+                pool=self.home,
+            )
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except TimeoutError as error:
+            message = f"Connection to {self.host} timed out. (connect timeout={self.timeout})"
+            raise ConnectTimeoutError(self, message) from error
+        except OSError as error:
+            raise NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
+        except errors.BudgetExhausted as error:
+            raise BudgetExhausted(error, self) from error
+        except errors.NoUsableSource as error:
+            if self.source_address:  # urllib3's own argument, urllib3's own exception
+                raise NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
+            raise NoUsableSource(error.destination, error.reasons) from error
+        except PoolClosed as error:
+            raise ClosedPoolError(cast(Any, self), "Pool is closed.") from error
+
+    def _take_over(self, other: HTTPConnection) -> None:
+        """Go on with the socket of *other*, which came back to the pool while this one waited."""
+        self.sock, other.sock = other.sock, None
+        self.lease, other.lease = other.lease, None
+        self.wire, other.wire = other.wire, None
+        self.expires = other.expires
+        self.is_verified = other.is_verified
+        self.proxy_is_verified = other.proxy_is_verified
+        self._has_connected_to_proxy = other._has_connected_to_proxy
+        self._wired().patience(_seconds(self.timeout))
+        if self.home is not None:
+            self.home.adopted()
+
+    def _wired(self) -> Wire:
+        wire = self.wire
+        if wire is None or wire.sock is not self.sock:
+            wire = self.wire = Wire(self.sock)
+        return wire
+
+    def _send(self, wire: Wire, data: bytes, rest: bytes) -> None:
+        sys.audit("http.client.send", self, data)
+        self._sent = True
+        if not wire.send(data):
+            self._sent = False
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        if rest:
+            sys.audit("http.client.send", self, rest)
+            wire.sock.sendall(rest)
+
+    def _open(self) -> None:
+        if not self.auto_open:
+            raise NotConnected
+        self.connect()
+
+    def _remember(self, blocks: dict[Fields, Block], fields: Fields) -> Block | None:
+        """Return Host, what urllib3 adds, and *fields* as bytes; None if any of it is uncommon."""
+        host, port = self.host, self.port
+        if self._tunnel_host is not None:
+            host, port = self._tunnel_host, cast(int, self._tunnel_port)
+        if ":" in host:
+            host = f"[{host.partition('%')[0]}]"
+        names = set()
+        for name, value in fields:
+            if type(name) is not str or type(value) is not str or value == SKIP_HEADER:
+                return None
+            if not _is_token(name) or not _is_plain_value(value) or name.lower() in _FRAMING:
+                return None
+            names.add(name.lower())
+        front = "" if "host" in names else f"Host: {host if port == self.default_port else f'{host}:{port}'}\r\n"
+        front += "" if "accept-encoding" in names else "Accept-Encoding: identity\r\n"
+        rest = "" if "user-agent" in names else f"User-Agent: {_get_default_user_agent()}\r\n"
+        rest += "".join([f"{name}: {value}\r\n" for name, value in fields])
+        if not front.isascii():
+            return None
+        if len(blocks) >= BLOCKS:
+            blocks.clear()
+        block = blocks[fields] = front.encode(), rest.encode("latin-1")
+        return block
+
+
+_OVERRIDABLE = (
+    "connect",
+    "encode",
+    "endheaders",
+    "exchange",
+    "getresponse",
+    "putheader",
+    "putrequest",
+    "request",
+    "send",
+)
+OURS: set[Callable[..., socket.socket]] = {HTTPConnection._new_conn}  # and those that build on it
+
+
+class HTTPSConnection(HTTPConnection, urllib3.connection.HTTPSConnection):
+    """urllib3's TLS connection on a leased port."""
+
+
+def _resolve(host: str, port: int) -> list[Destination]:
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise LocationParseError(f"'{host}', label empty or too long") from None
+    return resolve(host.strip("[]"), port, connection.allowed_gai_family())
+
+
+def _seconds(timeout: object) -> float | None:
+    return Timeout.resolve_default_timeout(cast(Any, timeout))

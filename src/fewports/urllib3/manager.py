@@ -1,0 +1,170 @@
+"""urllib3's managers: a pool for each origin, all behind one gate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from threading import get_ident
+from typing import Any, NamedTuple, cast
+
+import urllib3
+from urllib3.connection import port_by_scheme
+from urllib3.util import parse_url
+
+from ..budget import Budget
+from ..ledger.local import Ledger
+from ..pool import AGE_LIMIT, IDLE_LIMIT
+from ..source import Sources
+from .connection import TARGET
+from .gate import Gate
+from .pool import REDIRECTS, HTTPConnectionPool, HTTPSConnectionPool, end_all
+from .response import Response
+
+ORIGINS = 1000  # that a manager remembers; what is not remembered is looked up as urllib3 does
+
+# An origin, and a target that urllib3 would send as it is: without dot segments, fragment, or what it encodes.
+_split_plain = re.compile(rf"(https?://[A-Za-z0-9.:\[\]\-]+)(?:(?!.*/\.)({TARGET}))?").fullmatch
+
+
+# What the way from a URL to its pool goes through; a subclass that has a hand in it gets urllib3's own way.
+_STEPS = (
+    *("connection_from_host", "connection_from_context", "connection_from_pool_key"),
+    *("request_encode_url", "_merge_pool_kwargs", "_proxy_requires_url_absolute_form"),
+)
+
+
+class Known(NamedTuple):
+    """The key of a pool, and the arguments of the manager that it was made from."""
+
+    key: Any
+    options: dict[str, Any]
+
+
+class PoolManager(urllib3.PoolManager):
+    """urllib3's PoolManager, behind the gate.
+
+    Beside urllib3's arguments: *budget* bounds the ports that this manager holds per destination, within
+    the budget of *ledger* (by default the process's own); *sources* are the addresses to connect from;
+    a connection is kept for *idle_limit* seconds without use and for *max_age* seconds in all.
+    """
+
+    _direct = True
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls._direct = all(getattr(cls, name) is getattr(PoolManager, name) for name in _STEPS)
+
+    def __init__(
+        self,
+        num_pools: int = 10,
+        headers: Any = None,
+        *,
+        budget: int | str | Budget | None = None,
+        sources: Iterable[str] | str | Sources | None = None,
+        ledger: Ledger | None = None,
+        idle_limit: float = IDLE_LIMIT,
+        max_age: float = AGE_LIMIT,
+        gate: Gate | None = None,
+        **connection_pool_kw: Any,
+    ) -> None:
+        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age)
+        super().__init__(num_pools, headers, **connection_pool_kw)
+        self._known: dict[str, Known] = {}  # by origin
+        self._answering: dict[int, HTTPConnectionPool] = {}  # by thread: what is to become of a response it has
+        self.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        fields: Any = None,
+        headers: Any = None,
+        json: Any = None,
+        **urlopen_kw: Any,
+    ) -> Any:
+        """Make a request, with the arguments, results and exceptions of urllib3."""
+        if fields is None and json is None and body is None and method in self._encode_url_methods and self._direct:
+            return self.urlopen(method, url, headers=self.headers if headers is None else headers, **urlopen_kw)
+        return super().request(method, url, body, fields, headers, json, **urlopen_kw)
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
+        """Make a request, with the arguments, results and exceptions of urllib3."""
+        pool = None
+        if self._direct and (found := _split_plain(url)):
+            pool = self._pool_of(found[1])
+        if pool is None:
+            return super().urlopen(method, url, redirect, **kw)
+        options = {**kw, "assert_same_host": False, "redirect": False}
+        if "headers" not in kw:
+            options["headers"] = self.headers
+        response = pool.urlopen(method, found[2] or "/", **options)  # type: ignore[index]
+        if not redirect or response.status not in REDIRECTS or not isinstance(response, Response):
+            return response
+        # Where it goes from here is urllib3's to say: it gets this pool, and from it this response.
+        self._answering[get_ident()] = pool
+        pool.answers[get_ident()] = response
+        try:
+            return super().urlopen(method, url, redirect, **kw)
+        finally:
+            self._answering.pop(get_ident(), None)
+            pool.answers.pop(get_ident(), None)
+
+    def connection_from_host(self, *args: Any, **keywords: Any) -> urllib3.HTTPConnectionPool:
+        """Return the pool of an origin, as urllib3 does."""
+        if self._answering and (pool := self._answering.pop(get_ident(), None)):
+            return pool
+        return super().connection_from_host(*args, **keywords)
+
+    def _pool_of(self, origin: str) -> HTTPConnectionPool | None:
+        """Return the pool of *origin*, the front of a URL; None where it is not one of ours, or the port is bad."""
+        known = self._known.get(origin)
+        options = self.connection_pool_kw
+        if known is not None and known.options == options:
+            pool = self.pools.get(known.key)
+            if pool is not None:
+                return cast(HTTPConnectionPool, pool)
+        try:
+            scheme, _, host, port, *_ = parse_url(origin)
+        except urllib3.exceptions.LocationParseError:
+            return None
+        if not host or "strict" in options:
+            return None
+        port = port_by_scheme[str(scheme)] if port is None else port
+        context = {**options, "scheme": scheme, "host": host, "port": port}
+        key = self.key_fn_by_scheme[str(scheme)](context)
+        pool = self.connection_from_pool_key(key, context)
+        if not isinstance(pool, HTTPConnectionPool):
+            return None
+        if len(self._known) >= ORIGINS:
+            self._known.clear()
+        # What is mutable is copied: it may be another tomorrow.
+        kept = {name: value.copy() if isinstance(value, (dict, list)) else value for name, value in options.items()}
+        self._known[origin] = Known(key, kept)
+        return pool
+
+    def clear(self) -> None:
+        """Close all idle connections now, also those of pools that somebody still refers to, and forget the pools."""
+        pools = [self.pools.get(key) for key in self.pools.keys()]  # noqa: SIM118 - it cannot be iterated
+        for pool in pools:
+            if isinstance(pool, HTTPConnectionPool):
+                end_all(pool.home.empty())
+        super().clear()
+
+    def _new_pool(
+        self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
+    ) -> urllib3.HTTPConnectionPool:
+        # The gate is no part of the key by which pools are found: it is the manager's, the same for all.
+        if issubclass(self.pool_classes_by_scheme[scheme], HTTPConnectionPool):
+            request_context = dict(self.connection_pool_kw if request_context is None else request_context)
+            request_context["gate"] = self.gate
+        return super()._new_pool(scheme, host, port, request_context)
+
+
+class ProxyManager(urllib3.ProxyManager, PoolManager):
+    """urllib3's ProxyManager, behind the gate; see PoolManager."""
+
+
+def proxy_from_url(url: str, **kw: Any) -> ProxyManager:
+    """Return a manager that sends all through the proxy at *url*."""
+    return ProxyManager(proxy_url=url, **kw)

@@ -1,0 +1,496 @@
+"""urllib3's pools of one host, behind the gate.
+
+Long, because the straight way of a request stands beside the ways that it leaves to urllib3.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import weakref
+from collections.abc import Iterable
+from http.client import HTTPException
+from socket import getdefaulttimeout
+from threading import get_ident
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import urllib3
+from urllib3.connection import _ResponseOptions, port_by_scheme
+from urllib3.connectionpool import log as stock_log
+from urllib3.exceptions import ClosedPoolError, EmptyPoolError, FullPoolError
+from urllib3.util import Retry, Timeout, parse_url
+from urllib3.util.timeout import _DEFAULT_TIMEOUT
+
+from ..budget import Budget
+from ..events import CloseReason
+from ..ledger.account import Waiter
+from ..ledger.local import Ledger
+from ..pool import AGE_LIMIT, IDLE_LIMIT, Place, Pool, PoolClosed
+from ..source import Sources
+from ..sync.dial import Alarm
+from ..sync.timer import timer
+from .connection import HTTPConnection, HTTPSConnection, Times
+from .gate import Gate
+from .response import Response
+
+if TYPE_CHECKING:
+    from urllib3._base_connection import BaseHTTPConnection
+    from urllib3.response import BaseHTTPResponse
+
+log = logging.getLogger("fewports")
+REDIRECTS = frozenset(urllib3.HTTPResponse.REDIRECT_STATUSES)
+
+
+class Begun(NamedTuple):
+    """A request on its way when urllib3's urlopen() takes over: on which connection, and what came of it so far."""
+
+    conn: HTTPConnection
+    outcome: Response | Exception | None
+
+
+class Shelf:
+    """What urllib3 calls ``pool.pool``: the places that are left, as a queue of connections and Nones."""
+
+    def __init__(self, pool: HTTPConnectionPool, maxsize: int) -> None:
+        self._pool = weakref.ref(pool)
+        self.maxsize = maxsize
+
+    def qsize(self) -> int:
+        pool = self._pool()
+        return min(self.maxsize, max(0, self.maxsize - pool.home.used)) if pool else 0
+
+    def empty(self) -> bool:
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        return self.qsize() == self.maxsize
+
+    def get(self, block: bool = True, timeout: float | None = None) -> HTTPConnection | None:
+        """Take a place: with a connection if one is idle. Raises queue.Empty."""
+        pool = self._pool()
+        if pool is None or pool.home.closed or self.qsize() == 0:
+            raise queue.Empty
+        return pool.take(timeout)
+
+    def get_nowait(self) -> HTTPConnection | None:
+        return self.get(block=False)
+
+    @property
+    def queue(self) -> list[HTTPConnection | None]:
+        """The places as a list, the next one last."""
+        pool = self._pool()
+        idle = pool.home.quiet() if pool else []
+        return [*[None] * (self.qsize() - len(idle)), *idle]
+
+    def put(self, item: HTTPConnection | None, block: bool = True, timeout: float | None = None) -> None:
+        """Give a place back. Raises queue.Full."""
+        pool = self._pool()
+        if pool is None or self.full():
+            raise queue.Full
+        pool.give_back(item)
+
+
+class HTTPConnectionPool(urllib3.HTTPConnectionPool):
+    """urllib3's pool of one host, behind the gate.
+
+    Beside urllib3's arguments: *budget* bounds the ports that this pool holds, within the budget of
+    *ledger* (by default the process's own); *sources* are the addresses to connect from; a connection
+    is kept for *idle_limit* seconds without use and for *max_age* seconds in all.
+    """
+
+    ConnectionCls: type[HTTPConnection] = HTTPConnection
+    _PRIVATE = frozenset(("_get_conn", "_put_conn", "_make_request", "urlopen"))  # if replaced in an object
+
+    def __init__(
+        self,
+        *args: Any,
+        budget: int | str | Budget | None = None,
+        sources: Iterable[str] | str | Sources | None = None,
+        ledger: Ledger | None = None,
+        idle_limit: float = IDLE_LIMIT,
+        max_age: float = AGE_LIMIT,
+        gate: Gate | None = None,
+        **keywords: Any,
+    ) -> None:
+        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age)
+        super().__init__(*args, **keywords)
+        maxsize = getattr(self.pool, "maxsize", 1)
+        self.home: Pool[HTTPConnection] = Pool(self.gate.limits(maxsize, self.block))
+        self.pool = cast(Any, Shelf(self, maxsize))
+        self._shells: list[HTTPConnection] = []  # closed, to be connected again: making one costs 10 us
+        self._begun: dict[int, Begun] = {}  # by thread
+        self.answers: dict[int, Response] = {}  # by thread: responses that a manager has, and urllib3 shall go on with
+        weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
+
+    def close(self) -> None:
+        """Close the idle connections now, and those in use when they come back."""
+        self.pool = None
+        _close(self.home)
+
+    def take(self, timeout: float | None) -> HTTPConnection | None:
+        """Take an idle connection that is alive, or a place: then None, or a closed connection to use again.
+
+        Waits for *timeout* seconds at most, where the pool is bounded. Raises ClosedPoolError or EmptyPoolError.
+        """
+        while True:
+            try:
+                found, endings = self.home.take(monotonic())
+            except PoolClosed:
+                raise ClosedPoolError(self, "Pool is closed.") from None
+            for other, reason in endings:
+                other.end(reason)
+            if found is None:
+                found = self._wait_for_place(timeout)
+            if isinstance(found, Place):
+                try:
+                    shell = self._shells.pop()
+                except IndexError:
+                    return None
+                shell.close()  # forgets a request that was begun without a connection
+                return shell
+            if self._alive(found):
+                return found
+            self._shells.append(found)
+            self.home.drop_place()
+
+    def give_back(self, conn: HTTPConnection | None) -> None:
+        """Give back a place, with its connection if that is still open."""
+        if conn is None or conn.sock is None:
+            if conn is not None and len(self._shells) < self.home.limits.kept and not self.home.closed:
+                self._shells.append(conn)
+            elif conn is not None:
+                conn.close()
+            self.home.drop_place()
+            return
+        if not conn.settled:
+            # Released unread. urllib3 keeps it, and may send a request before the rest of that response is here.
+            conn.leave_to_response()
+            self.give_back(conn)
+            return
+        for other, reason in self.home.give_back(conn, monotonic()):
+            other.end(reason)
+        timer.watch_pool(self.home)
+
+    def _new_conn(self) -> BaseHTTPConnection:
+        made = super()._new_conn()
+        if isinstance(made, HTTPConnection):
+            made.gate = self.gate
+            made.home = self.home
+        return made
+
+    def _get_conn(self, timeout: float | None = None) -> BaseHTTPConnection:
+        if self._begun and (begun := self._begun.get(get_ident())):
+            return begun.conn
+        if self.pool is None:
+            raise ClosedPoolError(self, "Pool is closed.")
+        try:
+            conn: BaseHTTPConnection | None = self.take(timeout)
+        except EmptyPoolError:
+            raise
+        except BaseException:
+            self.home.add_place()  # urlopen gives a place back after all errors but EmptyPoolError
+            raise
+        if conn is None:
+            conn = self._new_conn()
+        if isinstance(conn, HTTPConnection):
+            conn.wait = timeout
+        return conn
+
+    def urlopen(  # type: ignore[override]
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Any = None,
+        retries: Any = None,
+        redirect: bool = True,
+        assert_same_host: bool = True,
+        timeout: Any = _DEFAULT_TIMEOUT,
+        pool_timeout: Any = None,
+        release_conn: bool | None = None,
+        chunked: bool = False,
+        body_pos: Any = None,
+        preload_content: bool = True,
+        decode_content: bool = True,
+        **response_kw: Any,
+    ) -> BaseHTTPResponse:
+        """Make a request, with the arguments, results and exceptions of urllib3.
+
+        The common case goes straight: a plain request on an idle connection, whose response is the last word.
+        What is not common is left to urllib3 at the point that was reached.
+        """
+        if self.answers and (answer := self.answers.pop(get_ident(), None)):
+            return answer
+        begun = None
+        if not chunked and not response_kw and release_conn in (None, preload_content):
+            policy = self.retries if retries is None else retries
+            if not isinstance(policy, Retry):
+                policy = Retry.from_int(policy, redirect=redirect)
+            asked = _ResponseOptions(method, url, preload_content, decode_content, True)
+            begun = self._straight(asked, body, self.headers if headers is None else headers, policy, timeout)
+            if begun and isinstance(response := begun.outcome, Response) and self._final(response, policy, redirect):
+                if preload_content:
+                    self._put_conn(begun.conn)
+                return response
+        if begun:
+            self._begun[get_ident()] = begun
+        try:
+            return super().urlopen(
+                method,
+                url,
+                body,
+                headers,
+                retries,
+                redirect,
+                assert_same_host,
+                timeout,
+                pool_timeout,
+                release_conn,
+                chunked,
+                body_pos,
+                preload_content,
+                decode_content,
+                **response_kw,
+            )
+        finally:
+            if begun is not None and self._begun.pop(get_ident(), None) is begun:  # it was not taken
+                begun.conn.close()
+                self._put_conn(begun.conn)
+
+    def _straight(self, asked: _ResponseOptions, body: Any, headers: Any, policy: Retry, timeout: Any) -> Begun | None:
+        """Make a plain request on an idle connection; None if it is not plain, or no connection is idle."""
+        kind = type(self)
+        if not (kind._get_conn is _get_conn and kind._put_conn is _put_conn and kind._make_request is _make_request):
+            return None
+        if self.proxy is not None or not len(self.home) or not self._PRIVATE.isdisjoint(self.__dict__):
+            return None
+        times = self._times(timeout)
+        if times is None or (conn := self._take_idle()) is None:
+            return None
+        try:
+            if not conn._plain or (self.scheme == "https" and not conn.is_verified):  # urllib3 warns each time
+                return Begun(conn, None)
+            data = conn.encode(asked.request_method, asked.request_url, body, headers)
+            if data is None:
+                return Begun(conn, None)
+            self.num_requests += 1
+            response = conn.exchange(data, asked, times)
+        except Exception as error:
+            if conn.unanswered(asked.request_method):
+                conn.end(CloseReason.PEER_CLOSED)
+                return Begun(conn, None)
+            return Begun(conn, error)
+        except BaseException:
+            conn.close()
+            self._put_conn(conn)
+            raise
+        if policy.history:
+            response.retries = policy
+        else:
+            response._retries = policy
+        response._pool = self
+        if not asked.preload_content:
+            response._connection = conn
+        if stock_log.isEnabledFor(logging.DEBUG):
+            self._log(asked, response)
+        return Begun(conn, response)
+
+    def _final(self, response: Response, policy: Retry, redirect: bool) -> bool:
+        """Say whether urllib3 would return *response* as it is."""
+        status = response.status
+        if type(policy) is not Retry or policy.status_forcelist or status in policy.RETRY_AFTER_STATUS_CODES:
+            return False
+        return not (redirect and status in REDIRECTS)
+
+    def _times(self, timeout: Any) -> Times | None:
+        """Return what *timeout* means for a request on a connection that stands; None if it is no plain value."""
+        if timeout is _DEFAULT_TIMEOUT:
+            timeout = self.timeout
+        elif timeout is None or type(timeout) in (int, float):
+            timeout = Timeout.from_float(timeout)
+        if type(timeout) is not Timeout:
+            return None
+        connect, read, total = timeout._connect, timeout._read, timeout.total
+        if connect is _DEFAULT_TIMEOUT:
+            connect = getdefaulttimeout()
+        if read is _DEFAULT_TIMEOUT:
+            read = getdefaulttimeout()
+        if total is None or total is _DEFAULT_TIMEOUT:
+            return Times(connect, read, None)
+        connect = total if connect is None else min(total, connect)
+        return Times(connect, total if read is None else min(total, read), monotonic() + total)
+
+    def _take_idle(self) -> HTTPConnection | None:
+        """Take an idle connection that is alive; None if there is none."""
+        try:
+            found, endings = self.home.take(monotonic())
+        except PoolClosed:
+            return None
+        for other, reason in endings:
+            other.end(reason)
+        if isinstance(found, HTTPConnection):
+            if self._alive(found):
+                return found
+            self._shells.append(found)
+        if found is not None:
+            self.home.drop_place()
+        return None
+
+    def _alive(self, conn: HTTPConnection) -> bool:
+        """Say whether *conn*, taken just now, can be used; else close it."""
+        try:
+            if conn.alive():
+                return True
+            log.debug("Resetting dropped connection: %s", self.host)
+            conn.end(CloseReason.PEER_CLOSED)
+        except BaseException:
+            self.give_back(conn)
+            raise
+        return False
+
+    def _make_request(
+        self, conn: BaseHTTPConnection, method: str, url: str, *args: Any, **keywords: Any
+    ) -> BaseHTTPResponse:
+        if self._begun and (begun := self._begun.pop(get_ident(), None)) and begun.outcome is not None:
+            return self._go_on(begun, url, **keywords)
+        if not isinstance(conn, HTTPConnection):
+            return super()._make_request(conn, method, url, *args, **keywords)
+        timeout = keywords.get("timeout")
+        total = timeout.total if isinstance(timeout, Timeout) else None
+        if isinstance(total, (int, float)):
+            # The time in line for a port is part of the whole; urllib3 takes it off the time to read.
+            conn.wait = min(total, conn.wait) if isinstance(conn.wait, (int, float)) else total
+            conn.deadline = monotonic() + total
+        else:
+            conn.deadline = None
+        try:
+            return super()._make_request(conn, method, url, *args, **keywords)
+        except (OSError, HTTPException):
+            if not _repeatable(args, keywords, conn) or not conn.unanswered(method):
+                raise
+        return self._again(conn, method, url, *args, **keywords)
+
+    def _again(self, conn: HTTPConnection, method: str, url: str, *args: Any, **keywords: Any) -> BaseHTTPResponse:
+        """Repeat a request on a new connection: the one that was kept had come to its end."""
+        deadline = conn.deadline
+        tunnelled = conn.proxy_is_tunneling
+        conn.end(CloseReason.PEER_CLOSED)
+        if tunnelled:
+            self._prepare_proxy(cast(Any, conn))
+        conn.deadline = deadline
+        return super()._make_request(cast(Any, conn), method, url, *args, **keywords)
+
+    def _go_on(self, begun: Begun, url: str, **keywords: Any) -> BaseHTTPResponse:
+        """Have urllib3 see what came of a request as if it had just made it."""
+        outcome = cast("Response | Exception", begun.outcome)
+        if isinstance(outcome, Response):
+            return outcome
+        if isinstance(outcome, OSError) and begun.conn.receiving:
+            self._raise_timeout(outcome, url, begun.conn.timeout)
+        raise outcome
+
+    def _log(self, asked: _ResponseOptions, response: Response) -> None:
+        stock_log.debug(
+            '%s://%s:%s "%s %s %s" %s %s',
+            self.scheme,
+            self.host,
+            self.port,
+            asked.request_method,
+            asked.request_url,
+            response.version_string,
+            response.status,
+            response.length_remaining,
+        )
+
+    def _put_conn(self, conn: BaseHTTPConnection | None) -> None:
+        if self.home.used <= 0 and self.pool is not None:
+            self._turn_away(conn)
+        elif conn is None or isinstance(conn, HTTPConnection):
+            self.give_back(conn)
+        else:
+            conn.close()
+            self.home.drop_place()
+
+    def _turn_away(self, conn: BaseHTTPConnection | None) -> None:
+        """Close what was not taken from this pool, as urllib3 does."""
+        if conn is not None:
+            conn.close()
+        if self.block:
+            raise FullPoolError(self, "Pool reached maximum size and no more connections are allowed.")
+        log.warning(
+            "Connection pool is full, discarding connection: %s. Connection pool size: %s",
+            self.host,
+            self.home.limits.kept,
+        )
+
+    def _wait_for_place(self, timeout: float | None) -> HTTPConnection | Place:
+        alarm = Alarm()
+        waiter = Waiter(alarm.wake)
+        outcome: object = None
+        try:
+            for other, reason in self.home.join(waiter, monotonic(), place=True):
+                other.end(reason)
+            if not waiter.decided:
+                alarm.wait(timeout)
+            outcome = waiter.leave()
+        except PoolClosed:
+            raise ClosedPoolError(self, "Pool is closed.") from None
+        except BaseException:
+            self._return(waiter.leave())
+            raise
+        finally:
+            self.home.leave(waiter)
+        if isinstance(outcome, (HTTPConnection, Place)):
+            return outcome
+        if self.home.closed:
+            raise ClosedPoolError(self, "Pool is closed.")
+        message = "Pool is empty and a new connection can't be opened due to blocking mode."
+        raise EmptyPoolError(self, message)
+
+    def _return(self, outcome: object) -> None:
+        if isinstance(outcome, HTTPConnection):
+            self.give_back(outcome)
+        elif isinstance(outcome, Place):
+            self.home.drop_place()
+
+
+_get_conn, _put_conn = HTTPConnectionPool._get_conn, HTTPConnectionPool._put_conn
+_make_request = HTTPConnectionPool._make_request
+
+
+class HTTPSConnectionPool(HTTPConnectionPool, urllib3.HTTPSConnectionPool):  # type: ignore[misc]
+    """urllib3's pool of one HTTPS host, behind the gate; see HTTPConnectionPool."""
+
+    ConnectionCls: type[HTTPConnection] = HTTPSConnection  # type: ignore[assignment]
+
+
+def connection_from_url(url: str, **kw: Any) -> HTTPConnectionPool:
+    """Return a pool for the host of *url*."""
+    scheme, _, host, port, *_ = parse_url(url)
+    scheme = scheme or "http"
+    kind = HTTPSConnectionPool if scheme == "https" else HTTPConnectionPool
+    return kind(host, port=port or port_by_scheme.get(scheme, 80), **kw)
+
+
+def _repeatable(args: tuple[Any, ...], keywords: dict[str, Any], conn: HTTPConnection) -> bool:
+    """Say whether the body of a request is still there to be sent again."""
+    body = keywords.get("body", args[0] if args else None)
+    return body is None or isinstance(body, (bytes, str)) or not conn._sent
+
+
+def _close(home: Pool[HTTPConnection]) -> None:
+    end_all(home.close())
+    timer.kick()
+
+
+def _abandon(home: Pool[HTTPConnection]) -> None:
+    # The garbage collector may call, in the middle of anything: no lock may be taken. While something is idle the
+    # timer runs; and nothing else is in the pool of a face that is gone.
+    home.abandoned = True
+    timer.kick()
+
+
+def end_all(endings: Iterable[tuple[HTTPConnection, CloseReason]]) -> None:
+    for other, reason in endings:
+        other.end(reason)
