@@ -44,6 +44,7 @@ import platform
 import random
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -141,6 +142,7 @@ def main() -> None:
         "seconds": arguments.seconds,
         "megabytes": arguments.megabytes,
     }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave through each `with`: the files lie in memory
     with tempfile.TemporaryDirectory(prefix="fewports-peers-", dir=memory(arguments.megabytes)) as place:
         bench = Bench(Path(place), present, arguments)
         if not report(bench, cases, about, as_json=arguments.json):
