@@ -1,7 +1,8 @@
-"""The parts of benchmarks/ports.py work, in a tiny setting: what it measures is no matter of tests."""
+"""The parts of benchmarks/ports.py and peers.py work, in a tiny setting: what they measure is no matter of tests."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,64 @@ def test_command_line() -> None:
     assert (run.returncode, run.stderr) == (0, "")
     assert "tcp_tw_reuse=0" in run.stdout
     assert "{one-by-one,bursts,more-bursts,destinations,sources}" in run.stdout
+
+
+def peers(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / "peers.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50)
+
+
+def test_peers() -> None:
+    """Clients are measured side by side: each one's figures, and how many times it is faster than its reference."""
+    need.program("nginx")
+    run = peers(
+        "--case", "a", "--clients", "urllib3.PoolManager,fewports", "--rounds", "1", "--seconds", "0.05", "--json"
+    )
+
+    assert (run.returncode, run.stderr) == (0, "")
+    told = json.loads(run.stdout)
+    assert {"machine", "versions", "skipped", "rounds", "seconds", "megabytes", "cases"} == set(told)
+    clients = told["cases"]["a"]["clients"]
+    assert list(clients) == [
+        "urllib3.PoolManager",
+        "fewports.PoolManager",
+        "fewports.HTTPConnectionPool",
+        "fewports.Session",
+    ]
+    assert {client["ports"] for client in clients.values()} == {1}
+    assert all(client["cpu_us"] > 0 and client["requests_per_second"] > 0 for client in clients.values())
+    ours = clients["fewports.PoolManager"]
+    assert ours["reference"] == "urllib3.PoolManager"
+    assert [ours["ratio_least"], *ours["ratio_rounds"]] == [ours["ratio"]] * 3
+    assert clients["urllib3.PoolManager"]["ratio"] == 1
+    assert clients["fewports.Session"]["ratio"] is None  # requests takes no part
+
+
+def test_peers_with_big_bodies() -> None:
+    """What moves arrives whole, with the memory that it took; the table has a line for each client."""
+    need.program("nginx")
+    few = ("--clients", "socket,urllib3.PoolManager", "--rounds", "1", "--seconds", "0.01", "--megabytes", "2")
+    run = peers("--case", "g-1m,g-whole,u", *few)
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.count("\nurllib3.PoolManager ") == run.stdout.count("\nsocket ") == 4
+
+
+def test_peers_names() -> None:
+    """A client or a case that there is not is refused, with the names of those that there are."""
+    unknown = peers("--clients", "urllib4")
+
+    assert unknown.returncode == 2
+    assert "there is no 'urllib4'; there are socket, http.client" in unknown.stderr
+
+
+def test_peers_without_nginx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without nginx it says how to come by it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import peers
+
+    monkeypatch.setattr(peers.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--clients", "socket", "--megabytes", "1"])
+
+    with pytest.raises(SystemExit, match="apt-get install nginx-light"):
+        peers.main()
