@@ -906,6 +906,8 @@ def test_pools_are_found_as_by_stock(server: Door) -> None:
         first = pool(server.url)
         assert pool(server.url + "/x?y") is first
         assert pool(server.url, proxies={}) is first
+        assert pool(server.url, proxies={"https": "http://127.0.0.1:9"}) is first
+        assert pool(server.url, proxies={"http": "http://127.0.0.1:9"}) is not first
         assert pool(server.url, cert="/c") is not pool(server.url)
         assert pool(server.url, False) is not pool(server.url)
         again = pool(server.url)

@@ -167,7 +167,7 @@ class Adapter(HTTPAdapter):
     ) -> Any:
         """Find the pool by the key that it had last time: making one costs more than the rest."""
         manager = cast(PoolManager, self.poolmanager)
-        name = None if proxies or cert is not None else self._name(request, verify)
+        name = self._name(request, verify) if cert is None and _direct(request, proxies) else None
         if name is None:
             return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
         settings = _settings(manager)
@@ -182,7 +182,7 @@ class Adapter(HTTPAdapter):
         return found
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
-        found = place(request) if not proxies and takes_over(super().request_url, _REQUEST_URL) else None
+        found = place(request) if takes_over(super().request_url, _REQUEST_URL) and _direct(request, proxies) else None
         return found[4] if found else super().request_url(request, proxies)
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
@@ -312,6 +312,11 @@ def _settings(manager: PoolManager) -> tuple[object, ...]:
     keywords = manager.connection_pool_kw.items()
     copies = {name: value.copy() if type(value) in (dict, list) else value for name, value in keywords}
     return copies, manager.key_fn_by_scheme.copy()
+
+
+def _direct(request: requests.PreparedRequest, proxies: Any) -> bool:
+    """Say whether none of *proxies* is for the request."""
+    return not proxies or not _adapters.select_proxy(request.url, proxies)
 
 
 def _without_cookies(raw: Any) -> bool:
