@@ -27,13 +27,13 @@ from requests.exceptions import InvalidHeader
 from requests.models import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
-__all__ = ["KEPT", "Preparing", "keep", "place", "requests_own", "takes_over"]
+__all__ = ["KEPT", "Preparing", "is_own", "keep", "place", "requests_own"]
 
 KEPT = 256  # entries in each table, at most
 
-_cookies, _sessions, _utils, _PreparedRequest = cast(
-    "tuple[Any, ...]", (requests.cookies, requests.sessions, requests.utils, PreparedRequest)
-)  # requests has types of its own only since 2.34
+_cookies, _sessions, _utils = cast(
+    "tuple[Any, ...]", (requests.cookies, requests.sessions, requests.utils)
+)  # the stubs leave out much of what is used here
 
 
 def requests_own(owner: object, name: str) -> Any:
@@ -42,12 +42,13 @@ def requests_own(owner: object, name: str) -> Any:
     function = found.fget if isinstance(found, property) else found
     if type(function) is not FunctionType or function.__code__.co_name != name:
         return object()
-    home = vars(sys.modules[function.__module__])
-    return found if function.__module__.startswith("requests.") and function.__globals__ is home else object()
+    home = str(function.__module__)
+    own = home.startswith("requests.") and function.__globals__ is vars(sys.modules[home])  # a wrapper has its maker's
+    return found if own else object()
 
 
-def takes_over(method: Any, own: object) -> bool:
-    """Say whether *method*, of a class or an instance, is still requests' *own*, so that its work may be left out."""
+def is_own(method: Any, own: object) -> bool:
+    """Say whether *method*, of a class or an instance, is still requests' *own*: then its work may be left out."""
     return getattr(method, "__func__", method) is own
 
 
@@ -100,7 +101,7 @@ class Preparing(requests.Session):
         if (
             type(method) is not str
             or type(url) is not str
-            or not takes_over(super().prepare_request, _PREPARE_REQUEST)
+            or not is_own(super().prepare_request, _PREPARE_REQUEST)
             or _preparing(PreparedRequest) != _PREPARED_BY
             or _sessions.PreparedRequest is not PreparedRequest
         ):
@@ -136,7 +137,7 @@ class Preparing(requests.Session):
         if (
             known is None
             or found is None
-            or not takes_over(super().merge_environment_settings, _MERGE_SETTINGS)
+            or not is_own(super().merge_environment_settings, _MERGE_SETTINGS)
             or _proxying(requests.utils) != _PROXIED_BY
             or _sessions.get_environ_proxies is not _PROXIED_BY[0]
         ):

@@ -29,7 +29,7 @@ from urllib3 import HTTPHeaderDict
 from urllib3.util import Retry, Timeout
 
 from . import errors
-from ._prepared import KEPT, Preparing, keep, place, requests_own, takes_over
+from ._prepared import KEPT, Preparing, is_own, keep, place, requests_own
 from .budget import Budget
 from .ledger.local import Ledger
 from .pool import AGE_LIMIT, IDLE_LIMIT
@@ -40,7 +40,7 @@ __all__ = ["Adapter", "BudgetExhausted", "NoUsableSource", "Session", "mount"]
 
 _adapters, _sessions, _extract_cookies = cast(
     "tuple[Any, ...]", (requests.adapters, requests.sessions, requests.cookies.extract_cookies_to_jar)
-)  # requests has types of its own only since 2.34
+)  # the stubs leave out much of what is used here
 
 _SEND = requests_own(HTTPAdapter, "send")
 _ADD_HEADERS = requests_own(HTTPAdapter, "add_headers")
@@ -149,8 +149,8 @@ class Adapter(HTTPAdapter):
         timeout = keywords.get("timeout")
         if (
             (timeout is None or type(timeout) in (int, float))
-            and takes_over(super().send, _SEND)
-            and takes_over(self.add_headers, _ADD_HEADERS)  # it is shown the time-out
+            and is_own(super().send, _SEND)
+            and is_own(self.add_headers, _ADD_HEADERS)  # it is shown the time-out
             and _adapters.TimeoutSauce is Timeout
         ):
             with suppress(ValueError):  # requests says so in its turn
@@ -182,7 +182,7 @@ class Adapter(HTTPAdapter):
         return found
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
-        found = place(request) if takes_over(super().request_url, _REQUEST_URL) and _direct(request, proxies) else None
+        found = place(request) if is_own(super().request_url, _REQUEST_URL) and _direct(request, proxies) else None
         return found[4] if found else super().request_url(request, proxies)
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
@@ -191,7 +191,7 @@ class Adapter(HTTPAdapter):
             or type(resp.headers) is not HTTPHeaderDict
             or type(req.url) is not str
             or _adapters.Response is not Response
-            or not takes_over(super().build_response, _BUILD_RESPONSE)
+            or not is_own(super().build_response, _BUILD_RESPONSE)
         ):
             return super().build_response(req, resp)
         response: Any = Response()
@@ -215,9 +215,9 @@ class Adapter(HTTPAdapter):
             found is None
             or not (verify is True or verify is False or type(verify) is str)
             or type(self.poolmanager) is not PoolManager
-            or not takes_over(self.poolmanager.connection_from_host, _CONNECTION_FROM_HOST)
-            or not takes_over(super().get_connection_with_tls_context, _GET_CONNECTION)
-            or not takes_over(getattr(self, "build_connection_pool_key_attributes", None), _KEY_ATTRIBUTES)
+            or not is_own(self.poolmanager.connection_from_host, _CONNECTION_FROM_HOST)
+            or not is_own(super().get_connection_with_tls_context, _GET_CONNECTION)
+            or not is_own(getattr(self, "build_connection_pool_key_attributes", None), _KEY_ATTRIBUTES)
         ):
             return None
         # Bundles and directories of certificates are not the same in a key, and a path may turn from one to the other.
@@ -241,7 +241,7 @@ class Session(Preparing):
             type(request) is not PreparedRequest
             or request.hooks != {"response": []}
             or not kwargs.keys() >= {"stream", "verify", "cert", "proxies"}
-            or not takes_over(super().send, _SESSION_SEND)
+            or not is_own(super().send, _SESSION_SEND)
         ):
             return super().send(request, **kwargs)
         follow = kwargs.pop("allow_redirects", True)
@@ -253,7 +253,7 @@ class Session(Preparing):
             for step in response.history:
                 _extract_cookies(self.cookies, step.request, step.raw)
             _extract_cookies(self.cookies, request, response.raw)
-        if not takes_over(self.resolve_redirects, _RESOLVE_REDIRECTS) or self.get_redirect_target(response):
+        if not is_own(self.resolve_redirects, _RESOLVE_REDIRECTS) or self.get_redirect_target(response):
             response = self._redirected(response, request, follow, kwargs)
         if not kwargs["stream"]:
             response.content  # noqa: B018 - reads it
@@ -302,13 +302,14 @@ class _KeyMaker(urllib3.PoolManager):
     """Stands in for a manager, to learn the key by which it would look for a pool."""
 
     def __init__(self, manager: PoolManager) -> None:
-        self.__dict__ = manager.__dict__
+        self.__dict__ = manager.__dict__  # whatever a key is made from
 
     def connection_from_pool_key(self, pool_key: Any, request_context: dict[str, Any]) -> Any:
         return pool_key, request_context
 
 
 def _settings(manager: PoolManager) -> tuple[object, ...]:
+    """Return what the keys of a manager depend on, as it is now: people change connection_pool_kw, and lists in it."""
     keywords = manager.connection_pool_kw.items()
     copies = {name: value.copy() if type(value) in (dict, list) else value for name, value in keywords}
     return copies, manager.key_fn_by_scheme.copy()
