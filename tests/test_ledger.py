@@ -453,8 +453,9 @@ def test_what_is_over_is_forgotten(asked: bool, ask: bool) -> None:
         books.later(61)
     account = books.want().accounts[0]
 
-    assert len(account.kept) + len(account.questions) < 10
-    assert len(books.ledger._closings._heap) + len(books.ledger._closings._by_flow) < 10
+    closings = books.ledger._closings
+    assert len(account.kept) + len(account.fresh) + len(account.questions) < 10
+    assert len(closings._queue) + len(closings._heap) + len(closings._by_flow) < 10
 
 
 def test_questions_are_bounded() -> None:

@@ -286,9 +286,7 @@ class Ledger:
         with self._lock:
             if not self._full:
                 return None
-            for account in self._full:
-                account.tidy()
-            times = [account.questions[0][0] for account in self._full if account.questions]
+            times = [account.next_question() for account in self._full]
             times += [account.blocked_until for account in self._blocked]
             times.append(self._closings.next_due())
             return min(times)
