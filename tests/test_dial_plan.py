@@ -530,7 +530,7 @@ def test_routes_are_not_remembered_without_end(host: Host) -> None:
     for number in range(11_000):
         routes.local(sources, Destination(f"10.{number // 250}.{number % 250}.1", 443), books.clock.now)
 
-    assert len(routes._known) <= 10_001
+    assert len(routes.known) <= 10_001
 
 
 def test_sources_of_both_versions_reach_both() -> None:

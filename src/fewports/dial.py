@@ -11,13 +11,13 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from .address import Destination, Origin, PortSpace, is_loopback
+from .address import Destination, Origin, PortSpace, is_loopback, sockaddr
 from .budget import Budget
 from .errors import NoUsableSource
 from .events import SourceSetAside
-from .gated import Bound
+from .gated import Bound, Recipe, SocketName, recipe
 from .kernel import facts
 from .ledger.account import Want
 from .ledger.local import Ledger
@@ -55,7 +55,7 @@ class Routes:
     """Remember which local addresses reach a destination, for the sources "system" and "auto"."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], tuple[float, list[str]]] = {}
+        self.known: dict[tuple[str, str], tuple[float, list[str]]] = {}  # another object once it was forgotten
 
     def local(self, sources: Sources, destination: Destination, now: float) -> Sequence[str]:
         """Return the addresses to choose from, where *sources* are given as a word.
@@ -65,22 +65,59 @@ class Routes:
         if sources.word is None:
             return ()
         key = (sources.word, destination.address)
-        if (known := self._known.get(key)) and known[0] > now:
+        if (known := self.known.get(key)) and known[0] > now:
             return known[1]
-        if len(self._known) > 10_000:
-            self._known.clear()
+        if len(self.known) > 10_000:
+            self.known.clear()
         found = [facts.route_source(destination)]
         if sources.word == "auto":
             found = _auto(destination) or found
-        self._known[key] = now + ROUTES_FRESH, found
+        self.known[key] = now + ROUTES_FRESH, found
         return found
 
     def forget(self) -> None:
         """Ask again: an address is gone."""
-        self._known.clear()
+        self.known = {}
 
 
 routes = Routes()
+
+
+class Way(NamedTuple):
+    """All that a connection needs where nothing is to be chosen: one destination, the source that the system chooses.
+
+    Good until a time, and while the routes and the ports are those that it was worked out from.
+    """
+
+    until: float
+    known: object
+    ports: facts.PortRange
+    want: Want
+    recipe: Recipe
+    name: SocketName  # of the destination
+
+
+def way_to(to: To, destination: Destination, now: float) -> Way | None:
+    """Return the one way to *destination*, or None where there is a choice, or no route: DialPlan knows more."""
+    if to.port or to.sources.word != "system":
+        return None
+    ledger, ports = to.ledger, facts.port_range(now)
+    key = (destination, to.origin.host, to.budget, to.client)
+    way = cast("Way | None", ledger.ways.get(key))
+    if way is not None and way.until > now and way.known is routes.known and way.ports is ports:
+        return way
+    known = routes.known
+    try:
+        (source,) = routes.local(to.sources, destination, now)
+        needs = recipe(source, _BY_SYSTEM, ports)
+        name = sockaddr(destination.address, destination.port)
+    except OSError:
+        return None
+    want = ledger.want(PortSpace(source, destination), now, to.origin.host, to.budget, to.client)
+    until, _ = known.get(("system", destination.address), (now, ()))  # gone again if another thread said so just now
+    way = Way(until, known, ports, want, needs, name)
+    ledger.ways[key] = way
+    return way
 
 
 class DialPlan:

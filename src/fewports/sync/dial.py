@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import socket
@@ -13,11 +14,13 @@ from math import inf
 from time import monotonic
 from typing import Generic, TypeVar, cast
 
-from ..address import Destination, Flow, from_sockaddr, sockaddr
-from ..dial import ATTEMPT_DELAY, DialPlan, Meaning, To
+from ..address import Destination, Flow, family_of, from_sockaddr, sockaddr
+from ..dial import ATTEMPT_DELAY, DialPlan, Meaning, To, Way, way_to
 from ..events import DialFailed
-from ..gated import CallFailed, GatedSocket, SocketOption, open_socket
-from ..ledger.account import Account, Lease, Waiter, Want, full_accounts
+from ..gated import CallFailed, GatedSocket, SocketOption, open_socket, recipe
+from ..kernel.facts import port_range
+from ..ledger.account import Account, Holder, Lease, Waiter, Want, full_accounts
+from ..ledger.local import Ledger
 from ..pool import Pool, PoolClosed
 from . import exit, fork  # noqa: F401 - what is to happen at exit and in a forked child
 from .timer import Idle, timer
@@ -26,6 +29,8 @@ NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port 
 ACKNOWLEDGED = 1.0  # seconds in which a peer acknowledges our FIN; then the port is free, or the peer is gone
 
 C = TypeVar("C", bound=Idle)
+Failure = tuple[Lease, str, OSError]  # of which the call
+_stock_getaddrinfo = socket.getaddrinfo
 
 
 class Alarm:
@@ -50,6 +55,8 @@ class Alarm:
 
 def resolve(host: str, port: int, family: int = socket.AF_UNSPEC) -> list[Destination]:
     """Look up the addresses of *host*, in the system's order (RFC 6724); raises socket.gaierror."""
+    if socket.getaddrinfo is _stock_getaddrinfo and (literal := _literal(host, port, family)):
+        return [literal]
     found = []
     for kind, _, _, _, name in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
         if kind == socket.AF_INET:
@@ -77,10 +84,66 @@ def dial(
     bound holds, too); both in seconds. Raises BudgetExhausted, NoUsableSource, PoolClosed, TimeoutError
     or the OSError of the last attempt; *failures* takes those of all. The socket has *timeout* as its time-out.
     """
+    failure = None
+    destinations = list(destinations)
+    if len(destinations) == 1:
+        now = monotonic()
+        if way := way_to(to, destinations[0], now):
+            outcome = _at_once(to.ledger, way, timeout, options, pool, now)
+            if isinstance(outcome, GatedSocket):
+                return outcome
+            failure = outcome
     dialing = _Dialing(to, destinations, timeout, wait, options, pool)
     if failures is not None:
         dialing.plan.errors = failures
+    if failure is not None:
+        dialing.learn(*failure)
     return dialing.run()
+
+
+def _at_once(
+    ledger: Ledger, way: Way, timeout: float | None, options: Sequence[SocketOption], holder: Holder | None, now: float
+) -> GatedSocket | Failure | None:
+    """Connect the one way there is, if it has room; None if not. What _Dialing does, without its preparations."""
+    lease = Lease(ledger, way.want, holder, now)
+    sock = None
+    try:
+        if not ledger.take(lease, now):
+            return None
+        sock = open_socket(lease, way.recipe, options)
+        if timeout is not None or sock.gettimeout() is not None:
+            sock.settimeout(timeout)
+        sock.connect(way.name)
+        _stands(ledger, sock, lease)
+        return sock
+    except CallFailed as failure:
+        ledger.release(lease, monotonic())
+        return lease, failure.call, failure.error
+    except OSError as error:
+        assert sock is not None
+        _close_failed(ledger, sock, lease, error)
+        return lease, "connect", error
+    except BaseException:
+        if sock is not None:
+            sock.close()
+        else:
+            ledger.give_up(lease, monotonic())
+        raise
+
+
+def _stands(ledger: Ledger, sock: GatedSocket, lease: Lease) -> None:
+    space = lease.want.space
+    ledger.opened(lease, Flow(space.source, sock.getsockname()[1], space.destination), monotonic())
+
+
+def _close_failed(ledger: Ledger, sock: GatedSocket, lease: Lease, error: OSError, port: int = 0) -> None:
+    """Close after a failed connect()."""
+    if error.errno == errno.EADDRNOTAVAIL and not port:
+        sock.lease = None
+        sock.close()
+        ledger.refused(lease, monotonic())
+    else:
+        sock.close()
 
 
 class _Dialing(Generic[C]):
@@ -139,7 +202,7 @@ class _Dialing(Generic[C]):
                 if self.timeout != sock.gettimeout():
                     sock.settimeout(self.timeout)
                 sock.connect(sockaddr(destination.address, destination.port))
-                self._stands(sock, outcome)
+                _stands(self.ledger, sock, outcome)
                 return sock
             except OSError as error:
                 self._fail(sock, outcome, error)
@@ -203,10 +266,10 @@ class _Dialing(Generic[C]):
 
     def _open(self, lease: Lease, now: float) -> GatedSocket | None:
         try:
-            return open_socket(lease, self.plan.bound, self.options, now)
+            return open_socket(lease, recipe(lease.want.space.source, self.plan.bound, port_range(now)), self.options)
         except CallFailed as failure:
             self.ledger.release(lease, monotonic())
-            self._learn(lease, failure.call, failure.error)
+            self.learn(lease, failure.call, failure.error)
             return None
 
     def _watch(self, next_at: float) -> GatedSocket | None:
@@ -222,7 +285,7 @@ class _Dialing(Generic[C]):
             sock, lease, _ = self.flying[number]
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
-                self._stands(sock, lease)
+                _stands(self.ledger, sock, lease)
                 sock.settimeout(self.timeout)
                 del self.flying[number]
                 return sock
@@ -235,21 +298,13 @@ class _Dialing(Generic[C]):
                 self._fail(sock, lease, TimeoutError("timed out"))
         return None
 
-    def _stands(self, sock: GatedSocket, lease: Lease) -> None:
-        space = lease.want.space
-        self.ledger.opened(lease, Flow(space.source, sock.getsockname()[1], space.destination), monotonic())
-
     def _fail(self, sock: GatedSocket, lease: Lease, error: OSError) -> None:
         """Close after a failed connect() and learn from it."""
-        if error.errno == errno.EADDRNOTAVAIL and not self.plan.to.port:
-            sock.lease = None
-            sock.close()
-            self.ledger.refused(lease, monotonic())
-        else:
-            sock.close()
-        self._learn(lease, "connect", error)
+        _close_failed(self.ledger, sock, lease, error, self.plan.to.port)
+        self.learn(lease, "connect", error)
 
-    def _learn(self, lease: Lease, call: str, error: OSError) -> None:
+    def learn(self, lease: Lease, call: str, error: OSError) -> None:
+        """Draw conclusions from an attempt that failed in *call*; raise *error* if no other can succeed."""
         self.waiter = self.waiter.again()  # the lease that was delivered is spent
         meaning = self.plan.failed(lease.space, call, error, monotonic())
         if meaning is not Meaning.PORTS:
@@ -322,6 +377,22 @@ def _ipv6(address: str, port: int) -> Destination:
     if address.startswith("::ffff:") and "." in address:
         return Destination(address[7:], port)
     return Destination("::1" if address == "::" else address, port)
+
+
+@functools.lru_cache(maxsize=1024)
+def _literal(host: str, port: int, family: int) -> Destination | None:
+    """Read an address as getaddrinfo() would; None if it is none, or written in another way than the system's."""
+    if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+        return None
+    kind = family_of(host)
+    try:
+        if family not in (socket.AF_UNSPEC, kind) or socket.inet_ntop(kind, socket.inet_pton(kind, host)) != host:
+            return None
+    except (OSError, ValueError):
+        return None
+    if kind == socket.AF_INET:
+        return Destination("127.0.0.1" if host == "0.0.0.0" else host, port)
+    return _ipv6(host, port)
 
 
 def _nobody() -> None:
