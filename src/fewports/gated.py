@@ -229,16 +229,23 @@ def _close(sock: Gated, close: Callable[[Any], None]) -> None:
     reason = sock.reason
     spare = (reason is not _DONE and reason in _SPARED) or lease.pressed
     state = _state_before(sock, lease, spare)
+    closed = None
     try:
-        _shut(sock, close)
+        alone = unnamed.acquire(True, PATIENCE)  # as in _shut(): a call less for each connection
+        try:
+            close(sock)
+        finally:
+            if alone:
+                unnamed.release()
     finally:
         # Closed in SYN_SENT the port is free (fact 6j). With TIME_WAIT to come, and ports plenty, the
         # kernel is asked when it matters; else now.
         flow = lease.flow
-        closed = _closed(flow, state, spare, sock.reason) if stood and flow is not None and ledger.heard else None
+        if stood and flow is not None and ledger.heard:
+            closed = _closed(flow, state, spare, sock.reason)
         if sock.copied:
             ledger.orphan(lease, watch=True)
-        elif ledger.busy:
+        elif ledger.busy():
             # Perhaps with us: a response that the garbage collector finds closes its socket in the middle of anything.
             ledger.orphan(lease, time_wait=flow is not None, closed=closed)
         else:

@@ -38,13 +38,14 @@ class Referee(NamedTuple):
 def kernel_referee() -> Referee:
     """Ask the system that we run on."""
     ask = diag.look_up if diag.available() else None
-    return Referee(_capacity, facts.time_wait_hold, ask)
+    return Referee(system_capacity, facts.time_wait_hold, ask)
 
 
 _sized: tuple[facts.PortRange | None, int] = (None, 0)
 
 
-def _capacity(now: float) -> int:
+def system_capacity(now: float) -> int:
+    """Return the number of ports that the kernel chooses from."""
     global _sized
     ports = facts.port_range(now)
     if ports is not _sized[0]:

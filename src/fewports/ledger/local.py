@@ -36,10 +36,11 @@ from ..source import Sources
 from ..usage import Usage
 from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want, full_accounts
 from .accounts import Accounts
-from .closings import Closings, Referee, kernel_referee
+from .closings import Closings, Referee, kernel_referee, system_capacity
 from .hook import Hook
 
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
+_DIALING, _OPEN, _RELEASED = Lease.DIALING, Lease.OPEN, Lease.RELEASED
 CACHED_WANTS = 10_000  # spaces whose accounts are remembered although they hold no port
 
 ledgers: WeakSet[Ledger] = WeakSet()
@@ -69,6 +70,8 @@ class Ledger:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        # Says whether a call is going on: it may be one that the garbage collector interrupted, to call us.
+        self.busy: Callable[[], bool] = self._lock.locked
         self._accounts = Accounts(self.budget, 0)
         self._wants: dict[tuple[PortSpace, str, Budget | None, object], Want] = {}
         self.ways: dict[Hashable, object] = {}  # what dialing has worked out from wants; dropped with them
@@ -144,15 +147,16 @@ class Ledger:
 
         What reserve() does for a caller who has not waited yet, at half its price.
         """
-        if (capacity := self._referee.capacity(now)) != self._accounts.capacity:
-            self._resize(capacity, now)
+        # want(), which comes before, has seen to the system's own range; a referee may be of another mind by now.
+        capacity = self._referee.capacity
+        if capacity is not system_capacity and (ports := capacity(now)) != self._accounts.capacity:
+            self._resize(ports, now)
         with self._lock:
             if self._orphans or self._closings.next_due() <= now:
                 self._catch_up(now)
-            want = lease.want
-            if not want.accounts[0].limit:
-                want = lease.want = self._accounts.same(want)
-            taken = self._refuser(want, now) is None
+            if not lease.want.accounts[0].limit:
+                lease.want = self._accounts.same(lease.want)
+            taken = self._refuser(lease.want, now) is None
             if taken:
                 self._book(lease)
         if self._out:
@@ -214,12 +218,12 @@ class Ledger:
     def opened(self, lease: Lease, flow: Flow, now: float) -> None:
         """Note that the connection of *lease* stands."""
         with self._lock:
-            if lease.state != Lease.DIALING:
+            if lease.state != _DIALING:
                 raise LeaseError(f"{lease!r} cannot be opened")
             if former := self._closings.of(flow):
                 self._free(former, now)  # the kernel gave us this port: nothing holds it any more
             lease.flow = flow
-            lease.state = Lease.OPEN
+            lease.state = _OPEN
             space, pace = lease.want.accounts[0], lease.want.pace
             if pace:
                 pace.leases.discard(lease)
@@ -340,11 +344,6 @@ class Ledger:
             self._reap(leases, now)
 
     @property
-    def busy(self) -> bool:
-        """Say whether a call is going on: it may be one that the garbage collector interrupted, to call us."""
-        return self._lock.locked()
-
-    @property
     def heard(self) -> bool:
         """Say whether anybody subscribed."""
         return bool(self._hook.emits)
@@ -395,24 +394,24 @@ class Ledger:
 
     def _book(self, lease: Lease) -> None:
         self._leases.add(lease)
-        self._enter(lease)
-        for account in lease.want.accounts:
-            if len(account.leases) + len(account.kept) >= account.rises:
-                self._crossed(account)
+        self._enter(lease, crossing=True)
         if self._hook.emits:
             self._out.append(PortReserved(lease.space))
 
-    def _enter(self, lease: Lease) -> None:
+    def _enter(self, lease: Lease, crossing: bool) -> None:
+        """Charge *lease* to its accounts, and see to their levels if it may be *crossing* one."""
         holder = lease.holder
         for account in lease.want.accounts:
             account.leases.add(lease)
             if holder is not None:
                 account.holders[holder] = account.holders.get(holder, 0) + 1
-        if lease.want.pace and lease.state == Lease.DIALING:
-            lease.want.pace.leases.add(lease)
+            if crossing and len(account.leases) + len(account.kept) >= account.rises:
+                self._crossed(account)
+        if (pace := lease.want.pace) and lease.state == _DIALING:
+            pace.leases.add(lease)
 
     def _release(self, lease: Lease, now: float, closing: Closing | None, *, unblock: bool = True) -> None:
-        if lease.state >= Lease.RELEASED:
+        if lease.state >= _RELEASED:
             if lease.state == Lease.LEFT_BEHIND:
                 return
             raise LeaseError(f"{lease!r} was released before: a lease has one owner, who releases it once")
@@ -420,7 +419,7 @@ class Ledger:
             closing.want = lease.want  # configure() may have come since it was made
             self._closings.add(closing)
         self._unbook(lease)
-        lease.state = Lease.RELEASED
+        lease.state = _RELEASED
         if not closing:
             self._came_free(lease.want, now, unblock)
         elif self._full and lease.want.pace:
@@ -604,7 +603,7 @@ class Ledger:
         self.ways.clear()
         for lease in self._leases:
             lease.want = self._accounts.same(lease.want)
-            self._enter(lease)
+            self._enter(lease, crossing=False)
         self._closings.charge_anew(self._accounts.same)
         for account in list(self._accounts.values()):
             account.mark_level()
