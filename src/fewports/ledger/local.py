@@ -34,7 +34,7 @@ from ..events import (
 )
 from ..source import Sources
 from ..usage import Usage
-from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want, full_accounts
+from .account import GRACE, Account, Closing, Holder, Lease, Promise, Waiter, Want, full_accounts
 from .accounts import Accounts
 from .closings import Closings, Referee, kernel_referee, system_capacity
 from .hook import Hook
@@ -293,15 +293,44 @@ class Ledger:
         self.emit(BudgetRefused(usage))
         return BudgetExhausted(usage, next_due=due, waited=waited)
 
-    def keeps(self, flow: Flow) -> bool:
-        """Say whether a connection that is closed still holds its port."""
-        return self._closings.of(flow) is not None
-
     def first_in_line(self, lease: Lease) -> Waiter | None:
-        """Return who has waited longest for a port that closing this connection would free."""
+        """Return who has waited longest for a port that closing this connection would free, and has no promise yet."""
         with self._lock:
-            waiters = [waiter for account in lease.accounts if (waiter := account.first())]
-        return min(waiters, key=lambda waiter: waiter.ticket, default=None)
+            first = min((waiter for account in lease.accounts if (waiter := account.first())), default=None)
+            if first is None or not self._promised(first, lease):
+                return first
+            waiters = {waiter for account in lease.accounts for waiter in account.waiters if not waiter.decided}
+            return min((waiter for waiter in waiters if not self._promised(waiter, lease)), default=None)
+
+    def promise(self, waiter: Waiter, lease: Lease, now: float) -> bool:
+        """Note that the connection of *lease* is closed for the sake of *waiter*; False if another is already."""
+        with self._lock:
+            if self._promised(waiter, lease):
+                return False
+            waiter.promises = (*self._pending(waiter), Promise(lease.accounts, lease, now))
+        return True
+
+    def seek(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Promise | None:
+        """Return a promise for *waiter* to be fulfilled, or None if what he needs is on its way."""
+        with self._lock:
+            wants = self._current(wants)
+            pending = [promise for promise in self._pending(waiter) if promise.until > now]
+            coming = {account for promise in pending for account in promise.accounts}
+            waiter.promises = pending
+            if coming and any(coming.issuperset(full_accounts([want], now)) for want in wants):
+                return None
+            promise = Promise(full_accounts(wants, now), None, now)
+            waiter.promises = (*pending, promise)
+        return promise
+
+    def promised(self, waiter: Waiter, promise: Promise, lease: Lease | None) -> None:
+        """Note whose port fulfils what seek() returned: that of *lease*, or that of nobody."""
+        with self._lock:
+            if lease is not None:
+                promise.accounts = frozenset(lease.accounts)
+                promise.lease = lease
+            else:
+                waiter.promises = [other for other in waiter.promises if other is not promise]
 
     def rivals(self, wants: Sequence[Want], now: float) -> list[tuple[Account, list[Holder]]]:
         """Return, for each account that keeps *wants* from being served, who may give up an idle connection."""
@@ -369,6 +398,20 @@ class Ledger:
         return f"<Ledger {len(usages)} spaces, {held} held, {time_wait} in TIME_WAIT, {waiting} waiting>"
 
     # Below: the lock is held, except in _act, _ask and _reap.
+
+    def _pending(self, waiter: Waiter) -> list[Promise]:
+        """Return the promises whose ports are not free yet."""
+        return [promise for promise in waiter.promises if not promise.lease or self._holds(promise.lease)]
+
+    def _holds(self, lease: Lease) -> bool:
+        return lease.state < _RELEASED or (lease.flow is not None and self._closings.of(lease.flow) is not None)
+
+    def _promised(self, waiter: Waiter, lease: Lease) -> bool:
+        """Say whether all that *lease* could give to *waiter* is on its way to him."""
+        if not waiter.promises:
+            return False
+        coming = {account for promise in self._pending(waiter) for account in promise.accounts}
+        return coming.issuperset(account for account in lease.accounts if account in waiter.lines)
 
     def _serve(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
         """Deliver a lease and return None, or return an account that is full."""

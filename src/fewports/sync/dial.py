@@ -19,14 +19,13 @@ from ..dial import ATTEMPT_DELAY, DialPlan, Meaning, To, Way, way_to
 from ..events import DialFailed
 from ..gated import CallFailed, GatedSocket, SocketOption, open_socket, recipe
 from ..kernel.facts import port_range
-from ..ledger.account import Account, Holder, Lease, Waiter, Want, full_accounts
+from ..ledger.account import ACKNOWLEDGED, Account, Holder, Lease, Waiter, Want
 from ..ledger.local import Ledger
 from ..pool import Pool, PoolClosed
 from . import exit, fork  # noqa: F401 - what is to happen at exit and in a forked child
 from .timer import Idle, timer
 
 NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port before a caller stands in line
-ACKNOWLEDGED = 1.0  # seconds in which a peer acknowledges our FIN; then the port is free, or the peer is gone
 
 C = TypeVar("C", bound=Idle)
 Failure = tuple[Lease, str, OSError]  # of which the call
@@ -149,9 +148,7 @@ def _close_failed(ledger: Ledger, sock: GatedSocket, lease: Lease, error: OSErro
 class _Dialing(Generic[C]):
     """One connection on its way: the line, then one attempt, or several that race."""
 
-    __slots__ = (
-        *("flying", "ledger", "lined", "options", "plan", "pool", "timeout", "vacated", "wait", "waited", "waiter"),
-    )
+    __slots__ = (*("flying", "ledger", "lined", "options", "plan", "pool", "timeout", "wait", "waited", "waiter"),)
 
     def __init__(
         self,
@@ -171,8 +168,6 @@ class _Dialing(Generic[C]):
         self.waiter = Waiter(_nobody, pool)
         self.lined = False  # stood in line
         self.waited = 0.0
-        # What gave way to us: until when its port may be expected, its flow, and where it makes room.
-        self.vacated: list[tuple[float, Flow, tuple[Account, ...]]] = []
         self.flying: dict[int, tuple[GatedSocket, Lease, float]] = {}  # by descriptor, with the deadline
 
     def run(self) -> GatedSocket | C:
@@ -314,19 +309,22 @@ class _Dialing(Generic[C]):
 
     def _reclaim(self, wants: Sequence[Want], now: float) -> bool:
         """Have one idle connection of another pool give way to us, unless the port of one is on its way."""
-        self.vacated = [entry for entry in self.vacated if entry[0] > now and self.ledger.keeps(entry[1])]
-        coming = {account for _, _, accounts in self.vacated for account in accounts}
-        if coming and any(coming.issuperset(full_accounts([want], now)) for want in wants):
+        promise = self.ledger.seek(self.waiter, wants, now)
+        if promise is None:
             return False
-        for account, holders in self.ledger.rivals(wants, now):
-            for holder in holders:
-                # What is idle in our own pool is ours as it is: join() finds it. What is retired is not.
-                if victim := holder.surrender(account, idle=holder is not self.pool):
-                    if (lease := victim.lease) and lease.flow:
-                        self.vacated.append((now + ACKNOWLEDGED, lease.flow, lease.accounts))
-                    victim.give_way()
-                    return True
-        return False
+        victim = lease = None
+        try:
+            for account, holders in self.ledger.rivals(wants, now):
+                for holder in holders:
+                    # What is idle in our own pool is ours as it is: join() finds it. What is retired is not.
+                    if victim := holder.surrender(account, idle=holder is not self.pool):
+                        lease = victim.lease
+                        return True
+            return False
+        finally:
+            self.ledger.promised(self.waiter, promise, lease)
+            if victim:
+                victim.give_way()
 
     def _wait(self, wants: Sequence[Want], refuser: Account) -> None:
         """Stand in line until there is an outcome; raise BudgetExhausted when the time is over."""
@@ -348,9 +346,10 @@ class _Dialing(Generic[C]):
             if not waiter.decided:
                 self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
         while not waiter.decided and (left := deadline - monotonic()) > 0:
-            woken = alarm.wait(min(left, ACKNOWLEDGED) if self.vacated else left)
-            if not waiter.decided and (woken or self.vacated):
-                # Another account keeps us waiting now, or what gave way to us is not free after all.
+            # Not for longer: a connection may have given way to us, and its port not be free after all.
+            woken = alarm.wait(min(left, ACKNOWLEDGED))
+            if not waiter.decided and (woken or waiter.promises):
+                # Another account keeps us waiting now, or the port that was promised does not come.
                 self._reclaim(waiter.wants, monotonic())
         now = monotonic()
         self.waited += now - began
