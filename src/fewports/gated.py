@@ -57,9 +57,7 @@ class GatedSocket(socket.socket):
     def detach(self) -> int:
         """Hand out the descriptor. The port counts until the kernel says that it is free."""
         descriptor = super().detach()
-        if self.lease is not None and not self.passing:
-            lease, self.lease = self.lease, None
-            lease.ledger.orphan(lease, watch=True)
+        _orphan(self)
         return descriptor
 
     def dup(self) -> Self:
@@ -82,6 +80,12 @@ class GatedSSLSocket(ssl.SSLSocket):
     reason = CloseReason.DONE
     passing = False
     copied = False
+
+    def detach(self) -> int:
+        """Hand out the descriptor. The port counts until the kernel says that it is free."""
+        descriptor = super().detach()
+        _orphan(self)
+        return descriptor
 
     def _real_close(self) -> None:
         _close(self, ssl.SSLSocket._real_close)  # type: ignore[attr-defined]
@@ -122,8 +126,12 @@ class Recipe(NamedTuple):
 
 
 def recipe(source: str, bound: Bound, ports: facts.PortRange) -> Recipe:
-    """Work out what a socket needs that is *bound* to *source*; raises OSError if its %scope names no interface."""
-    features = facts.features()
+    """Work out what a socket needs that is *bound* to *source*; raises CallFailed if its %scope names no interface."""
+    try:
+        features = facts.features()
+        name = sockaddr(source, bound.port)
+    except OSError as error:
+        raise CallFailed("bind", error) from error
     family = family_of(source)
     wanted: list[SocketOption] = []
     if features.local_port_range and not bound.port:
@@ -134,8 +142,8 @@ def recipe(source: str, bound: Bound, ports: facts.PortRange) -> Recipe:
         wanted.append(options.foreign_source(family))
     if features.no_port and not bound.port:
         # Else bind takes the port for all destinations at once (fact 2a).
-        return Recipe(family, (*wanted, options.DEFERRED_PORT), sockaddr(source, 0))
-    return Recipe(family, tuple(wanted), sockaddr(source, bound.port) if bound.chosen or bound.port else None)
+        return Recipe(family, (*wanted, options.DEFERRED_PORT), name)
+    return Recipe(family, tuple(wanted), name if bound.chosen or bound.port else None)
 
 
 def open_socket(lease: Lease, needs: Recipe, wanted: Sequence[SocketOption]) -> GatedSocket:
@@ -252,6 +260,13 @@ def _close(sock: Gated, close: Callable[[Any], None]) -> None:
             ledger.release(lease, monotonic(), time_wait=flow is not None, ask=spare or state != _ESTABLISHED)
             if closed:
                 ledger.emit(closed)
+
+
+def _orphan(sock: Gated) -> None:
+    """Let the kernel say when the connection is over, whose descriptor goes to somebody whom we do not know."""
+    if sock.lease is not None and not sock.passing:
+        lease, sock.lease = sock.lease, None
+        lease.ledger.orphan(lease, watch=True)
 
 
 def _shut(sock: Gated, close: Callable[[Any], None]) -> None:

@@ -137,10 +137,10 @@ class Pool(Generic[C]):
                 self._idle.append(connection)
         endings = () if plain else self._give_back(connection, lease, now)
         # Looked at again after it became idle: who joined the line in between has looked here before.
-        if lease and lease.wanted and lease.idle and (rival := self._rival(lease)) and self.remove(connection):
-            if lease.ledger.promise(rival, lease, now):
+        if lease and lease.wanted and lease.idle and self._rival(lease) and self.remove(connection):
+            if lease.ledger.give_way(lease, now):
                 endings = (*endings, (connection, CloseReason.GAVE_WAY))
-            else:  # another connection gave way to him in between
+            else:  # another connection gave way in between
                 endings = (*endings, *self.restore(connection, now))
         return endings
 
@@ -169,9 +169,9 @@ class Pool(Generic[C]):
             self._serve_places(woken)
         for waiter in woken:
             waiter.wake()
-        if lease and rival and endings and endings[0][1] is CloseReason.GAVE_WAY:
-            if not lease.ledger.promise(rival, lease, now):  # another connection gave way to him in between
-                return self.restore(connection, now)
+        gives_way = bool(endings) and endings[0][1] is CloseReason.GAVE_WAY
+        if lease and gives_way and not lease.ledger.give_way(lease, now):
+            return self.restore(connection, now)  # another connection gave way in between
         return endings
 
     def add_place(self) -> None:
@@ -360,7 +360,7 @@ class Pool(Generic[C]):
     def _patience(self, surplus: bool) -> float:
         return min(SURPLUS_LIMIT, self.limits.idle) if surplus else self.limits.idle
 
-    def _rival(self, lease: Lease) -> Waiter | None:
-        """Return who is to have the port of *lease*, if he is not one of ours."""
+    def _rival(self, lease: Lease) -> bool:
+        """Say whether somebody is to have the port of *lease* who is not one of ours."""
         rival = lease.ledger.first_in_line(lease)
-        return rival if rival is not None and rival.holder is not self else None
+        return rival is not None and rival.holder is not self

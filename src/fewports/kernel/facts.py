@@ -160,10 +160,16 @@ def reaches(source: str, destination: Destination) -> bool:
 
 
 def features() -> Features:
-    """Return what the kernel can do, found once by setting each option on a socket and reading it back."""
+    """Return what the kernel can do, found once by setting each option on a socket and reading it back.
+
+    Raises OSError where no socket can be had for that.
+    """
     global _features
     if _features is None:
-        _features = _probe()
+        found = _probe()
+        if not found.sock_diag and diag.undecided():
+            return found  # no descriptor for the question: it is put again
+        _features = found
     return _features
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .local import Ledger
 
 LEFT = object()  # the outcome of a waiter that went away
-ACKNOWLEDGED = 1.0  # seconds in which a peer acknowledges our FIN; then the port is free, or the peer is gone
 GRACE = 1.0  # seconds in which an owner that is just closing gives its lease back by itself
 _NORMAL = Level.NORMAL
 _NO_LINES: set[Account] = set()
@@ -305,27 +304,13 @@ class Want(NamedTuple):
     budget: Budget | None
 
 
-class Promise:
-    """A port that is about to come free for somebody who waits, because a connection gives way to him.
-
-    Without a *lease* it is being looked for. After *until* the peer is taken to be gone.
-    """
-
-    __slots__ = ("accounts", "lease", "until")
-
-    def __init__(self, accounts: Iterable[Account], lease: Lease | None, now: float) -> None:
-        self.accounts = frozenset(accounts)
-        self.lease = lease
-        self.until = now + ACKNOWLEDGED
-
-
 class Waiter:
     """A caller in line. The first outcome wins: a lease, a connection, or having left.
 
     *wake* is called from any thread once there is an outcome.
     """
 
-    __slots__ = ("_box", "holder", "joined", "lines", "promises", "ticket", "wake", "wants")
+    __slots__ = ("_box", "holder", "joined", "lines", "ticket", "wake", "wants")
 
     def __init__(self, wake: Callable[[], object], holder: Holder | None = None) -> None:
         self.wake = wake
@@ -334,7 +319,6 @@ class Waiter:
         self.joined: float | None = None
         self.wants: Sequence[Want] = ()
         self.lines: set[Account] = _NO_LINES  # a set of its own once it stands in one
-        self.promises: Sequence[Promise] = ()
         self._box: dict[str, object] = {}
 
     @property
@@ -360,7 +344,6 @@ class Waiter:
         other = Waiter(self.wake, self.holder)
         other.ticket = self.ticket
         other.joined = self.joined
-        other.promises = self.promises
         return other
 
     def __lt__(self, other: Waiter) -> bool:

@@ -34,10 +34,11 @@ from ..events import (
 )
 from ..source import Sources
 from ..usage import Usage
-from .account import GRACE, Account, Closing, Holder, Lease, Promise, Waiter, Want, full_accounts
+from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want, full_accounts
 from .accounts import Accounts
 from .closings import Closings, Referee, kernel_referee, system_capacity
 from .hook import Hook
+from .promises import Promise, Promises
 
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
 _DIALING, _OPEN, _RELEASED = Lease.DIALING, Lease.OPEN, Lease.RELEASED
@@ -77,6 +78,7 @@ class Ledger:
         self.ways: dict[Hashable, object] = {}  # what dialing has worked out from wants; dropped with them
         self._leases: set[Lease] = set()
         self._closings = Closings(self._referee)
+        self._promises = Promises(self._holds)
         self._full: set[Account] = set()  # accounts with somebody in line
         self._blocked: set[Account] = set()
         self._reaped = 0.0
@@ -171,17 +173,17 @@ class Ledger:
         if self._out:
             self._act()
 
-    def reserve(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
+    def reserve(self, waiter: Waiter, wants: Sequence[Want], now: float, *, ask: bool = True) -> Account | None:
         """Deliver a lease for the first of *wants* that has room, or return an account that is full.
 
-        Asks the kernel, before it refuses, whether ports believed in TIME_WAIT are still held.
+        With *ask*, it asks the kernel, before it refuses, whether ports believed in TIME_WAIT are still held.
         """
         while True:
             with self._lock:
                 wants = self._current(wants)
                 self._catch_up(now)
                 refuser = self._serve(waiter, wants, now)
-                questions = self._closings.questions(full_accounts(wants, now), now) if refuser else []
+                questions = self._closings.questions(full_accounts(wants, now), now) if refuser and ask else []
             if self._out:
                 self._act()
             if not refuser or not self._ask(questions, now):
@@ -294,43 +296,25 @@ class Ledger:
         return BudgetExhausted(usage, next_due=due, waited=waited)
 
     def first_in_line(self, lease: Lease) -> Waiter | None:
-        """Return who has waited longest for a port that closing this connection would free, and has no promise yet."""
+        """Return who has waited longest for a port that closing this connection would free, and is not on its way."""
         with self._lock:
-            first = min((waiter for account in lease.accounts if (waiter := account.first())), default=None)
-            if first is None or not self._promised(first, lease):
-                return first
-            waiters = {waiter for account in lease.accounts for waiter in account.waiters if not waiter.decided}
-            return min((waiter for waiter in waiters if not self._promised(waiter, lease)), default=None)
+            short = [account for account in lease.accounts if account.waiters and self._promises.short(account)]
+            return min((waiter for account in short if (waiter := account.first())), default=None)
 
-    def promise(self, waiter: Waiter, lease: Lease, now: float) -> bool:
-        """Note that the connection of *lease* is closed for the sake of *waiter*; False if another is already."""
+    def give_way(self, lease: Lease, now: float) -> bool:
+        """Note that the connection of *lease* is closed for who is in line; False if enough are already."""
         with self._lock:
-            if self._promised(waiter, lease):
-                return False
-            waiter.promises = (*self._pending(waiter), Promise(lease.accounts, lease, now))
-        return True
+            return self._promises.give(lease, now)
 
     def seek(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Promise | None:
-        """Return a promise for *waiter* to be fulfilled, or None if what he needs is on its way."""
+        """Return what found() must be told of a connection that gives way to *waiter*, or None if none is to."""
         with self._lock:
-            wants = self._current(wants)
-            pending = [promise for promise in self._pending(waiter) if promise.until > now]
-            coming = {account for promise in pending for account in promise.accounts}
-            waiter.promises = pending
-            if coming and any(coming.issuperset(full_accounts([want], now)) for want in wants):
-                return None
-            promise = Promise(full_accounts(wants, now), None, now)
-            waiter.promises = (*pending, promise)
-        return promise
+            return self._promises.seek(waiter, self._current(wants), now)
 
-    def promised(self, waiter: Waiter, promise: Promise, lease: Lease | None) -> None:
-        """Note whose port fulfils what seek() returned: that of *lease*, or that of nobody."""
+    def found(self, promise: Promise, lease: Lease | None) -> None:
+        """Note whose port it is that seek() let be looked for; None if there is none."""
         with self._lock:
-            if lease is not None:
-                promise.accounts = frozenset(lease.accounts)
-                promise.lease = lease
-            else:
-                waiter.promises = [other for other in waiter.promises if other is not promise]
+            self._promises.found(promise, lease)
 
     def rivals(self, wants: Sequence[Want], now: float) -> list[tuple[Account, list[Holder]]]:
         """Return, for each account that keeps *wants* from being served, who may give up an idle connection."""
@@ -399,19 +383,8 @@ class Ledger:
 
     # Below: the lock is held, except in _act, _ask and _reap.
 
-    def _pending(self, waiter: Waiter) -> list[Promise]:
-        """Return the promises whose ports are not free yet."""
-        return [promise for promise in waiter.promises if not promise.lease or self._holds(promise.lease)]
-
     def _holds(self, lease: Lease) -> bool:
         return lease.state < _RELEASED or (lease.flow is not None and self._closings.of(lease.flow) is not None)
-
-    def _promised(self, waiter: Waiter, lease: Lease) -> bool:
-        """Say whether all that *lease* could give to *waiter* is on its way to him."""
-        if not waiter.promises:
-            return False
-        coming = {account for promise in self._pending(waiter) for account in promise.accounts}
-        return coming.issuperset(account for account in lease.accounts if account in waiter.lines)
 
     def _serve(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
         """Deliver a lease and return None, or return an account that is full."""

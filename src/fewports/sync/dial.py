@@ -1,4 +1,7 @@
-"""Open a connection through the gate, or take one over: the one place where a thread waits for a port."""
+"""Open a connection through the gate, or take one over: the one place where a thread waits for a port.
+
+Long, because each way out gives back what was taken, and all of them are to be seen at once.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ from ..dial import ATTEMPT_DELAY, DialPlan, Meaning, To, Way, way_to
 from ..events import DialFailed
 from ..gated import CallFailed, GatedSocket, SocketOption, open_socket, recipe
 from ..kernel.facts import port_range
-from ..ledger.account import ACKNOWLEDGED, Account, Holder, Lease, Waiter, Want
+from ..ledger.account import Account, Holder, Lease, Waiter, Want
 from ..ledger.local import Ledger
+from ..ledger.promises import ACKNOWLEDGED
 from ..pool import Pool, PoolClosed
 from . import exit, fork  # noqa: F401 - what is to happen at exit and in a forked child
 from .timer import Idle, timer
@@ -187,7 +191,8 @@ class _Dialing(Generic[C]):
         """Connect to the one destination there is."""
         while True:
             now = monotonic()
-            outcome = self._reserve(self.plan.wants(now), now)
+            best = self._best(now)
+            outcome = best if best is not None else self._reserve(self.plan.wants(now), now)
             if not isinstance(outcome, Lease):
                 return outcome
             if (sock := self._open(outcome, now)) is None:
@@ -221,10 +226,13 @@ class _Dialing(Generic[C]):
     def _launch(self, now: float) -> C | None:
         """Begin one attempt more; wait for a port only while nothing else is on its way."""
         while True:
-            wants = self.plan.wants(now, [lease.space.destination for _, lease, _ in self.flying.values()])
-            if self.flying and (not wants or self.ledger.reserve(self.waiter, wants, now)):
-                return None
-            outcome = self.waiter.outcome or self._reserve(wants, now)
+            flying = [lease.space.destination for _, lease, _ in self.flying.values()]
+            outcome: object = self._best(now, flying)
+            if outcome is None:
+                wants = self.plan.wants(now, flying)
+                if self.flying and (not wants or self.ledger.reserve(self.waiter, wants, now)):
+                    return None
+                outcome = self.waiter.outcome or self._reserve(wants, now)
             if not isinstance(outcome, Lease):
                 return cast(C, outcome)
             if (sock := self._open(outcome, now)) is not None:
@@ -239,6 +247,12 @@ class _Dialing(Generic[C]):
                 del self.flying[sock.fileno()]
                 self._fail(sock, outcome, OSError(code, os.strerror(code)))
             now = monotonic()
+
+    def _best(self, now: float, flying: Sequence[Destination] = ()) -> Lease | None:
+        """Return a lease for the best that would do, if it has room."""
+        if not (wants := self.plan.best(now, flying)) or self.ledger.reserve(self.waiter, wants, now, ask=False):
+            return None
+        return cast("Lease | None", self.waiter.outcome)
 
     def _reserve(self, wants: Sequence[Want], now: float) -> Lease | C:
         """Return a lease, or a connection that came free first; wait for either."""
@@ -322,7 +336,7 @@ class _Dialing(Generic[C]):
                         return True
             return False
         finally:
-            self.ledger.promised(self.waiter, promise, lease)
+            self.ledger.found(promise, lease)
             if victim:
                 victim.give_way()
 
@@ -347,8 +361,8 @@ class _Dialing(Generic[C]):
                 self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
         while not waiter.decided and (left := deadline - monotonic()) > 0:
             # Not for longer: a connection may have given way to us, and its port not be free after all.
-            woken = alarm.wait(min(left, ACKNOWLEDGED))
-            if not waiter.decided and (woken or waiter.promises):
+            alarm.wait(min(left, ACKNOWLEDGED))
+            if not waiter.decided:
                 # Another account keeps us waiting now, or the port that was promised does not come.
                 self._reclaim(waiter.wants, monotonic())
         now = monotonic()
