@@ -230,11 +230,11 @@ class DialPlan:
 
     def _spread(self, destinations: list[Destination], now: float) -> list[Destination]:
         """Order the destinations: families in turn (RFC 8305, section 4), the least used first in each."""
-        first = destinations[0].family
+        first = ":" in destinations[0].address  # the family; to ask for it by name costs more than all the rest
         turn = random.getrandbits(16)  # not a count: two names asked for in turn would each see every second number
         families = []
         for same in (True, False):
-            group = [destination for destination in destinations if (destination.family == first) == same]
+            group = [destination for destination in destinations if ((":" in destination.address) == first) == same]
             if group:
                 group = group[turn % len(group) :] + group[: turn % len(group)]
                 families.append(sorted(group, key=lambda destination: self._load(destination, now)))
@@ -242,6 +242,10 @@ class DialPlan:
         return [destination for destination in ordered if destination is not None]
 
     def _load(self, destination: Destination, now: float) -> int:
+        sources = self.to.sources
+        if sources.addresses and (tally := cast("Tally | None", self.to.ledger.ways.get((destination, sources)))):  # noqa: SIM102
+            if tally.accounts and tally.accounts[0].limit:  # as _tally() does, for each of 60 addresses
+                return sum(map(len, tally.all))
         try:
             local = routes.local(self.to.sources, destination, now)
         except OSError:
