@@ -158,10 +158,12 @@ class Closings:
 
     def next_of(self, account: Account, now: float) -> float | None:
         """Return the seconds until the next port of *account* leaves TIME_WAIT, if one is in it."""
+        self.next_due()  # drops what no longer counts at the front of the queue and at the top of the heap
         near = (closing for closing in islice(self._queue, NEAR) if closing.fresh and account in closing.want.accounts)
         first = next(near, None)
-        if len(self._heap) <= NEAR and (first or len(self._queue) <= NEAR):
-            others = [due for due, closing in self._heap if due == closing.due and account in closing.accounts]
+        top = self._heap[:1] if self._heap and account in self._heap[0][1].accounts else self._heap
+        if len(top) <= NEAR and (first or len(self._queue) <= NEAR):
+            others = [due for due, closing in top if due == closing.due and account in closing.accounts]
             times = [first.due, *others] if first else others
         else:
             times = list(map(_due, account.kept - account.watched))
