@@ -113,5 +113,7 @@ def run_script(script: str, *arguments: object, seconds: float = 20.0) -> subpro
     """Run *script* in an interpreter of its own that treats warnings as errors and looks closely (-X dev)."""
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(script), *map(str, arguments)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environ = {**kept, "PYTHONPATH": str(Path(__file__).parent)}
+    # The package that is under test here, wherever it was imported from.
+    paths = Path(__file__).parent, Path(fewports.__file__).parents[1]
+    environ = {**kept, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=environ)

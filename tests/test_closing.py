@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from faces import BODY, Aside, Door, counts, fresh_server, states, until
+from faces import BODY, Aside, Door, counts, fresh_server, states, until, waiting
 from support.sampler import client_rows
 
 import fewports
 from fewports.address import Flow
 from fewports.events import CloseReason, ConnectionClosed
 from fewports.kernel.diag import Row, State, look_up
-from fewports.ledger.closings import kernel_referee
+from fewports.ledger.closings import Referee, kernel_referee
 from fewports.testing import Captured
 from fewports.urllib3 import HTTPConnection, HTTPConnectionPool, PoolManager
 
@@ -122,25 +122,54 @@ def test_what_gives_way_leaves_nothing(server: Door) -> None:
         assert counts(book) == (0, 4, 0)
 
 
-def test_only_one_connection_gives_way_to_each_who_waits() -> None:
-    """Where the peer's acknowledgement takes a while, no more idle connections are closed than ports are needed."""
+def unhurried(seconds: float) -> Referee:
+    """Return a kernel that tells of a closed connection's end only so many seconds after it was asked first."""
     asked: dict[Flow, float] = {}
 
-    def slow_kernel(flow: Flow) -> Row | None:
-        if time.monotonic() < asked.setdefault(flow, time.monotonic()) + 0.1:
+    def ask(flow: Flow) -> Row | None:
+        if time.monotonic() < asked.setdefault(flow, time.monotonic()) + seconds:
             return Row(State.FIN_WAIT1, flow, None, 0, 0)
         return look_up(flow)
 
-    book = fewports.Ledger(4, referee=kernel_referee()._replace(ask=slow_kernel))
+    return kernel_referee()._replace(ask=ask if seconds else look_up)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.3])
+@pytest.mark.parametrize("newcomers", [1, 4])
+def test_no_more_gives_way_than_is_needed(newcomers: int, late: float) -> None:
+    """Each newcomer costs another client one idle connection, also while the peer's acknowledgement takes a while."""
+    book = fewports.Ledger(10, referee=unhurried(late))
     events = Captured()
     book.subscribe(events)
     with fresh_server() as server, manager(server, book) as first, manager(server, book) as second:
-        burst(first, server, 4)
-        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.1").status) for _ in range(2)]
-        assert [aside.result() for aside in asides] == [200] * 2
+        burst(first, server, 10)
+        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.1").status) for _ in range(newcomers)]
+        assert [aside.result() for aside in asides] == [200] * newcomers
 
-        assert closed(events) == [(CloseReason.GAVE_WAY, False)] * 2
-        assert counts(book)[1] == 4
+        assert closed(events) == [(CloseReason.GAVE_WAY, False)] * newcomers
+        assert counts(book) == (0, 10, 0)
+        (pool,) = first.pools._container.values()
+        assert len(pool.home) == 10 - newcomers
+
+
+@pytest.mark.parametrize("newcomers", [1, 4])
+def test_no_more_gives_way_among_busy_connections(newcomers: int) -> None:
+    """Whose port is on its way is given no other: requests that end meanwhile keep their connections."""
+    book = fewports.Ledger(10, referee=unhurried(0.3))
+    events = Captured()
+    book.subscribe(events)
+    with fresh_server() as server, manager(server, book) as first, manager(server, book) as second:
+        burst(first, server, 10)
+        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.1").status) for _ in range(newcomers)]
+        assert until(lambda: len(closed(events)) == newcomers)
+        assert waiting(book) == newcomers
+        for _ in range(10):
+            assert first.request("GET", server.url + "/").json() == BODY
+        assert waiting(book) == newcomers
+        assert [aside.result() for aside in asides] == [200] * newcomers
+
+        assert closed(events) == [(CloseReason.GAVE_WAY, False)] * newcomers
+        assert counts(book) == (0, 10, 0)
 
 
 def test_what_the_peer_closes_is_the_peers(server: Door) -> None:

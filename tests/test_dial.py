@@ -436,6 +436,33 @@ def test_names_are_resolved_as_the_system_does() -> None:
         create_connection(("no.such.host.invalid", 80))
 
 
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "0:0::1", "127.1", "fe80::1%1", "2001:DB8::1"]
+)
+@pytest.mark.parametrize("family", [socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6])
+def test_addresses_are_read_as_the_system_does(monkeypatch: pytest.MonkeyPatch, host: str, family: int) -> None:
+    """An address needs no look-up, and what is read from it is what getaddrinfo() would have said."""
+
+    def read() -> list[Destination] | int | None:
+        try:
+            return resolve(host, 80, family)
+        except socket.gaierror as error:
+            return error.errno
+
+    ours = read()
+    monkeypatch.setattr("fewports.sync.dial._literal", lambda *_: None)
+
+    assert ours == read()
+
+
+def test_a_look_up_of_the_users_own_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a program has put its own getaddrinfo() in place, that is asked about addresses, too."""
+    answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer)
+
+    assert resolve("127.0.0.1", 80) == [Destination("192.0.2.7", 80)]
+
+
 def test_files_run_out_as_an_error_of_the_system() -> None:
     """EMFILE from socket() is fatal for the attempt, and its lease is given back."""
     import resource

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -10,7 +11,7 @@ import pytest
 from kernel_ns import connection, dial, end_of, flow_of, in_namespace, listen, unanswered
 
 from fewports.address import Destination, Flow
-from fewports.kernel import diag
+from fewports.kernel import diag, facts
 from fewports.kernel.diag import Row, State
 
 ADDRESSES = pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -338,3 +339,38 @@ def test_reset() -> None:
 
     assert link.fileno() == -1
     assert diag.count(destination=destination) == 0
+
+
+@pytest.mark.parametrize("shortage", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_a_shortage_is_no_refusal(monkeypatch: pytest.MonkeyPatch, shortage: int) -> None:
+    """Where no descriptor or memory is left for the question, it is put again the next time."""
+    facts.forget()
+
+    def short(*_: object) -> list[object]:
+        raise OSError(shortage, os.strerror(shortage))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diag, "_dump", short)
+        assert not diag.netlink_granted()
+        assert not facts.features().sock_diag
+
+    assert diag.netlink_granted()
+    assert facts.features().sock_diag
+
+
+def test_a_refusal_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox that refuses netlink is asked once."""
+    diag.reset()
+    asked = []
+
+    def refuse(*_: object) -> list[object]:
+        asked.append(1)
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diag, "_dump", refuse)
+        assert not diag.netlink_granted()
+        assert not diag.netlink_granted()
+    diag.reset()
+
+    assert asked == [1]

@@ -20,6 +20,7 @@ from support.sampler import held
 import fewports
 from fewports import create_connection
 from fewports.events import CloseReason, ConnectionClosed
+from fewports.gated import GatedSocket, GatedSSLSocket, pass_on
 from fewports.testing import Captured
 
 
@@ -107,6 +108,26 @@ def test_a_detached_descriptor_counts_until_the_kernel_lets_go(server: Door, boo
     number = create_connection(server.addresses[0], ledger=book).detach()
     os.close(number)
     assert until(lambda: counts(book) == (0, 0, 1))
+
+
+def test_a_detached_tls_socket_counts_until_the_kernel_lets_go() -> None:
+    """detach() of a TLS socket of ours leaves the port counted as active while the descriptor is open."""
+    book = fewports.Ledger()
+    with fresh_server(tls=True) as server:
+        context = ssl.create_default_context(cafile=server.ca_path)
+        sock = create_connection(server.addresses[0], ledger=book)
+        assert isinstance(sock, GatedSocket)
+        sock.passing = True
+        tls = context.wrap_socket(sock, server_hostname="localhost")
+        pass_on(sock, tls)
+        assert isinstance(tls, GatedSSLSocket)
+        number = tls.detach()
+        del sock, tls
+        gc.collect()
+
+        assert counts(book) == (1, 0, 0)
+        os.close(number)
+        assert until(lambda: book.usage() == [])
 
 
 def test_the_budget_counts_what_others_have(server: Door) -> None:

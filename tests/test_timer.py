@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from typing import Any
@@ -11,6 +12,7 @@ from faces import BODY, Aside, counts, fresh_server, states, until
 
 import fewports
 from fewports.events import CloseReason, ConnectionClosed, ConnectionOpened, ConnectionRetired
+from fewports.sync.timer import timer
 from fewports.testing import Captured
 from fewports.urllib3 import HTTPConnectionPool, PoolManager
 
@@ -127,6 +129,27 @@ def test_an_old_idle_connection_is_retired(monkeypatch: pytest.MonkeyPatch) -> N
         assert until(lambda: events.of(ConnectionRetired))
         assert until(lambda: http.gate.ledger.usage() == [])
         assert [event.reason for event in events.of(ConnectionClosed)] == [CloseReason.PEER_CLOSED]
+
+
+def test_the_thread_ends_by_itself() -> None:
+    """The timer's thread runs while something is idle or waited for, and ends within seconds of the last of it."""
+    gc.collect()  # connections that other tests left to the garbage collector keep it running, as they should
+    assert until(lambda: timers() == []), (timer._pools, timer._ledgers)
+    with fresh_server() as server:
+        with PoolManager(ledger=fewports.Ledger()) as http:
+            http.request("GET", server.url + "/")
+            assert timers() == ["fewports-timer"]
+        assert until(lambda: timers() == [])
+        pool = HTTPConnectionPool(server.host, server.port, ledger=fewports.Ledger())
+        pool.request("GET", "/")
+        assert timers() == ["fewports-timer"]
+        del pool
+        assert until(lambda: timers() == [])
+        book = fewports.Ledger(fewports.Budget(1, wait=0.1))
+        with fewports.create_connection((server.host, server.port), ledger=book):
+            with pytest.raises(fewports.BudgetExhausted):
+                fewports.create_connection((server.host, server.port), ledger=book)
+            assert until(lambda: timers() == [], seconds=2)
 
 
 def test_a_budget_is_served_by_the_timer() -> None:

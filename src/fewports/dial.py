@@ -9,19 +9,19 @@ from __future__ import annotations
 import errno
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from .address import Destination, Origin, PortSpace, is_loopback
+from .address import Destination, Origin, PortSpace, family_of, is_loopback, sockaddr
 from .budget import Budget
 from .errors import NoUsableSource
 from .events import SourceSetAside
-from .gated import Bound
+from .gated import Bound, CallFailed, Recipe, SocketName, recipe
 from .kernel import facts
-from .ledger.account import Want
+from .ledger.account import Account, Want
 from .ledger.local import Ledger
-from .source import NETWORK_CANDIDATES, SET_ASIDE, Sources
+from .source import NETWORK_CANDIDATES, SET_ASIDE, Held, Sources
 
 ATTEMPT_DELAY = 0.25  # seconds; Connection Attempt Delay of RFC 8305, section 5
 ROUTES_FRESH = 10.0  # seconds for which the kernel's choice of a source is remembered
@@ -55,7 +55,7 @@ class Routes:
     """Remember which local addresses reach a destination, for the sources "system" and "auto"."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], tuple[float, list[str]]] = {}
+        self.known: dict[tuple[str, str], tuple[float, list[str]]] = {}  # another object once it was forgotten
 
     def local(self, sources: Sources, destination: Destination, now: float) -> Sequence[str]:
         """Return the addresses to choose from, where *sources* are given as a word.
@@ -65,22 +65,68 @@ class Routes:
         if sources.word is None:
             return ()
         key = (sources.word, destination.address)
-        if (known := self._known.get(key)) and known[0] > now:
+        if (known := self.known.get(key)) and known[0] > now:
             return known[1]
-        if len(self._known) > 10_000:
-            self._known.clear()
+        if len(self.known) > 10_000:
+            self.known.clear()
         found = [facts.route_source(destination)]
         if sources.word == "auto":
             found = _auto(destination) or found
-        self._known[key] = now + ROUTES_FRESH, found
+        self.known[key] = now + ROUTES_FRESH, found
         return found
 
     def forget(self) -> None:
         """Ask again: an address is gone."""
-        self._known.clear()
+        self.known = {}
 
 
 routes = Routes()
+
+
+class Way(NamedTuple):
+    """All that a connection needs where nothing is to be chosen: one destination, the source that the system chooses.
+
+    Good until a time, and while the routes and the ports are those that it was worked out from.
+    """
+
+    until: float
+    known: object
+    ports: facts.PortRange
+    want: Want
+    recipe: Recipe
+    name: SocketName  # of the destination
+
+
+def way_to(to: To, destination: Destination, now: float) -> Way | None:
+    """Return the one way to *destination*, or None where there is a choice, or no route: DialPlan knows more."""
+    if to.port or to.sources.word != "system":
+        return None
+    ledger, ports = to.ledger, facts.port_range(now)
+    key = (destination, to.origin.host, to.budget, to.client)
+    way = cast("Way | None", ledger.ways.get(key))
+    if way is not None and way.until > now and way.known is routes.known and way.ports is ports:
+        return way
+    known = routes.known
+    try:
+        (source,) = routes.local(to.sources, destination, now)
+        needs = recipe(source, _BY_SYSTEM, ports)
+        name = sockaddr(destination.address, destination.port)
+    except (OSError, CallFailed):
+        return None
+    want = ledger.want(PortSpace(source, destination), now, to.origin.host, to.budget, to.client)
+    until, _ = known.get(("system", destination.address), (now, ()))  # gone again if another thread said so just now
+    way = Way(until, known, ports, want, needs, name)
+    ledger.ways[key] = way
+    return way
+
+
+class Tally(NamedTuple):
+    """Where the ports to one destination are counted, for a number of sources: in the sets of their accounts."""
+
+    local: Sequence[str]  # what Routes said
+    accounts: list[Account]
+    by_source: Mapping[str, tuple[Sized, Sized]]
+    all: tuple[Sized, ...]
 
 
 class DialPlan:
@@ -105,8 +151,14 @@ class DialPlan:
 
         Empty when nothing is left to try; ``error`` then says why.
         """
+        return list(self._wants(now, flying))
+
+    def best(self, now: float, flying: Iterable[Destination] = ()) -> list[Want]:
+        """Return the first of wants() alone: 60 destinations and 30 sources make 2,000, of which one is used."""
+        return list(itertools.islice(self._wants(now, flying), 1))
+
+    def _wants(self, now: float, flying: Iterable[Destination]) -> Iterator[Want]:
         to = self.to
-        wants: list[Want] = []
         for destination in tuple(self._left):
             if destination in flying:
                 continue
@@ -118,15 +170,13 @@ class DialPlan:
             if to.sources.word == "system":
                 candidates = local
             else:
-                held = self._held(destination)
+                held = self._held(destination, local, now)
                 candidates = to.sources.candidates(destination, to.origin, held, now, local)
             if not candidates:
                 reasons = to.sources.reasons(destination, now, local)
                 self._drop(destination, NoUsableSource(str(destination), reasons))
             for source in candidates:
-                space = PortSpace(source, destination)
-                wants.append(to.ledger.want(space, now, to.origin.host, to.budget, to.client))
-        return wants
+                yield self._want(source, destination, now)
 
     def more(self, flying: int) -> bool:
         """Say whether there are destinations besides the ones that are being tried."""
@@ -180,11 +230,11 @@ class DialPlan:
 
     def _spread(self, destinations: list[Destination], now: float) -> list[Destination]:
         """Order the destinations: families in turn (RFC 8305, section 4), the least used first in each."""
-        first = destinations[0].family
+        first = ":" in destinations[0].address  # the family; to ask for it by name costs more than all the rest
         turn = random.getrandbits(16)  # not a count: two names asked for in turn would each see every second number
         families = []
         for same in (True, False):
-            group = [destination for destination in destinations if (destination.family == first) == same]
+            group = [destination for destination in destinations if ((":" in destination.address) == first) == same]
             if group:
                 group = group[turn % len(group) :] + group[: turn % len(group)]
                 families.append(sorted(group, key=lambda destination: self._load(destination, now)))
@@ -192,16 +242,42 @@ class DialPlan:
         return [destination for destination in ordered if destination is not None]
 
     def _load(self, destination: Destination, now: float) -> int:
+        sources = self.to.sources
+        if sources.addresses and (tally := cast("Tally | None", self.to.ledger.ways.get((destination, sources)))):  # noqa: SIM102
+            if tally.accounts and tally.accounts[0].limit:  # as _tally() does, for each of 60 addresses
+                return sum(map(len, tally.all))
         try:
             local = routes.local(self.to.sources, destination, now)
         except OSError:
             return 0
-        held = self._held(destination)
-        return sum(map(held, self.to.sources.addresses or local))
+        return sum(map(len, self._tally(destination, local, now).all))
 
-    def _held(self, destination: Destination) -> Callable[[str], int]:
-        held = self.to.ledger.held
-        return lambda source: held(PortSpace(source, destination))
+    def _held(self, destination: Destination, local: Sequence[str], now: float) -> Held:
+        if self.to.sources.network is not None:
+            held = self.to.ledger.held
+            return lambda source: held(PortSpace(source, destination))
+        by_source = self._tally(destination, local, now).by_source
+        return lambda source: sum(map(len, by_source[source]))
+
+    def _tally(self, destination: Destination, local: Sequence[str], now: float) -> Tally:
+        """Find out once where the ports to *destination* are counted: it is asked for each source and connection."""
+        ledger, sources = self.to.ledger, self.to.sources
+        key = (destination, sources)
+        tally = cast("Tally | None", ledger.ways.get(key))
+        if tally is not None and tally.local is local and all(account.limit for account in tally.accounts[:1]):
+            return tally
+        addresses = [source for source in sources.addresses or local if family_of(source) == destination.family]
+        accounts = [self._want(source, destination, now).accounts[0] for source in addresses]
+        by_source = {
+            source: (account.leases, account.kept) for source, account in zip(addresses, accounts, strict=True)
+        }
+        tally = Tally(local, accounts, by_source, tuple(itertools.chain.from_iterable(by_source.values())))
+        ledger.ways[key] = tally
+        return tally
+
+    def _want(self, source: str, destination: Destination, now: float) -> Want:
+        to = self.to
+        return to.ledger.want(PortSpace(source, destination), now, to.origin.host, to.budget, to.client)
 
 
 def _auto(destination: Destination) -> list[str]:

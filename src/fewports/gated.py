@@ -16,9 +16,8 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from time import monotonic
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from .address import Flow, family_of, from_sockaddr, sockaddr
 from .events import CloseReason, ConnectionClosed
@@ -31,6 +30,8 @@ DEPTH = 4  # wrappers around a socket: a proxy and a destination, each with TLS
 _SPARED = {CloseReason.GAVE_WAY, CloseReason.POOL_CLOSED}
 # Looked up once: an enum's attributes and hashes are slow, and these are needed for each connection.
 _DONE = CloseReason.DONE
+_STREAM = socket.SOCK_STREAM
+_OPEN, _RELEASED = Lease.OPEN, Lease.RELEASED
 _SYN_SENT, _ESTABLISHED, _CLOSE_WAIT = int(State.SYN_SENT), int(State.ESTABLISHED), int(State.CLOSE_WAIT)
 
 # Held while a descriptor is made or closed, when nobody can name it, and by whoever forks: else the child could not
@@ -56,9 +57,7 @@ class GatedSocket(socket.socket):
     def detach(self) -> int:
         """Hand out the descriptor. The port counts until the kernel says that it is free."""
         descriptor = super().detach()
-        if self.lease is not None and not self.passing:
-            lease, self.lease = self.lease, None
-            lease.ledger.orphan(lease, watch=True)
+        _orphan(self)
         return descriptor
 
     def dup(self) -> Self:
@@ -67,7 +66,7 @@ class GatedSocket(socket.socket):
         return super().dup()
 
     def _real_close(self) -> None:
-        _close(self, super()._real_close)  # type: ignore[misc]
+        _close(self, _socket.socket.close)
 
     def __del__(self) -> None:
         if self.lease is not None or self.fileno() >= 0:
@@ -82,8 +81,14 @@ class GatedSSLSocket(ssl.SSLSocket):
     passing = False
     copied = False
 
+    def detach(self) -> int:
+        """Hand out the descriptor. The port counts until the kernel says that it is free."""
+        descriptor = super().detach()
+        _orphan(self)
+        return descriptor
+
     def _real_close(self) -> None:
-        _close(self, super()._real_close)  # type: ignore[misc]
+        _close(self, ssl.SSLSocket._real_close)  # type: ignore[attr-defined]
 
     def __del__(self) -> None:
         if self.lease is not None or self.fileno() >= 0:
@@ -92,6 +97,7 @@ class GatedSSLSocket(ssl.SSLSocket):
 
 Gated = GatedSocket | GatedSSLSocket
 SocketOption = tuple[int, int, int | bytes]
+SocketName = tuple[str, int] | tuple[str, int, int, int]
 
 
 class CallFailed(Exception):
@@ -103,20 +109,54 @@ class CallFailed(Exception):
         super().__init__(call, error)
 
 
-def open_socket(lease: Lease, bound: Bound, wanted: Sequence[SocketOption], now: float) -> GatedSocket:
-    """Create, prepare and bind a socket for the space of *lease*, which it owns from then on.
+class Bound(NamedTuple):
+    """How the source is bound: *chosen* by the user, not by the kernel; to a *port*; *foreign* to the host."""
+
+    chosen: bool = False
+    port: int = 0
+    foreign: bool = False
+
+
+class Recipe(NamedTuple):
+    """What a socket from one source needs: its family, its options, and the name to bind it to, if any."""
+
+    family: socket.AddressFamily
+    options: tuple[SocketOption, ...]
+    name: SocketName | None
+
+
+def recipe(source: str, bound: Bound, ports: facts.PortRange) -> Recipe:
+    """Work out what a socket needs that is *bound* to *source*; raises CallFailed if its %scope names no interface."""
+    try:
+        features = facts.features()
+        name = sockaddr(source, bound.port)
+    except OSError as error:
+        raise CallFailed("bind", error) from error
+    family = family_of(source)
+    wanted: list[SocketOption] = []
+    if features.local_port_range and not bound.port:
+        # Even the whole range is worth naming: without it connect() is 50 times slower past half
+        # full, because the kernel looks at all even ports first (fact 8b).
+        wanted.append(options.limited_ports(ports.low, ports.high))
+    if bound.foreign:
+        wanted.append(options.foreign_source(family))
+    if features.no_port and not bound.port:
+        # Else bind takes the port for all destinations at once (fact 2a).
+        return Recipe(family, (*wanted, options.DEFERRED_PORT), name)
+    return Recipe(family, tuple(wanted), name if bound.chosen or bound.port else None)
+
+
+def open_socket(lease: Lease, needs: Recipe, wanted: Sequence[SocketOption]) -> GatedSocket:
+    """Create, prepare and bind a socket for *lease*, which it owns from then on.
 
     Raises CallFailed; the lease is then still the caller's.
     """
-    source = lease.want.space.source
-    features = facts.features()
     call = "socket"
     sock = None
     try:
-        family = family_of(source)
-        alone = unnamed.acquire(timeout=PATIENCE)
+        alone = unnamed.acquire(True, PATIENCE)
         try:
-            sock = GatedSocket(family, socket.SOCK_STREAM)
+            sock = GatedSocket(needs.family, _STREAM)
             lease.socket = weakref.ref(sock)
         finally:
             if alone:
@@ -124,19 +164,11 @@ def open_socket(lease: Lease, bound: Bound, wanted: Sequence[SocketOption], now:
         call = "setsockopt"
         for option in wanted:
             sock.setsockopt(*option)
-        if features.local_port_range and not bound.port:
-            # Even the whole range is worth naming: without it connect() is 50 times slower past half
-            # full, because the kernel looks at all even ports first (fact 8b).
-            ports = facts.port_range(now)
-            options.limit_ports(sock, ports.low, ports.high)
-        if bound.foreign:
-            options.allow_foreign_source(sock)
+        for level, name, value in needs.options:
+            sock.setsockopt(level, name, value)
         call = "bind"
-        if features.no_port and not bound.port:
-            options.defer_port(sock)  # else bind takes the port for all destinations at once (fact 2a)
-            sock.bind(sockaddr(source, 0))
-        elif bound.chosen or bound.port:
-            sock.bind(sockaddr(source, bound.port))
+        if needs.name is not None:
+            sock.bind(needs.name)
         sock.lease = lease
     except OSError as error:
         _undo(sock, lease)
@@ -152,14 +184,6 @@ def _undo(sock: GatedSocket | None, lease: Lease) -> None:
         sock.lease = None
         sock.close()
     lease.socket = None
-
-
-class Bound(NamedTuple):
-    """How the source is bound: *chosen* by the user, not by the kernel; to a *port*; *foreign* to the host."""
-
-    chosen: bool = False
-    port: int = 0
-    foreign: bool = False
 
 
 def pass_on(sock: GatedSocket, heir: object) -> None:
@@ -203,26 +227,33 @@ def let_go(sock: Gated) -> None:
         os.close(descriptor)
 
 
-def _close(sock: Gated, close: Callable[[], None]) -> None:
+def _close(sock: Gated, close: Callable[[Any], None]) -> None:
     lease, sock.lease = sock.lease, None
-    if lease is None or lease.state >= Lease.RELEASED or sys.is_finalizing():
-        _shut(close)
+    if lease is None or lease.state >= _RELEASED or sys.is_finalizing():
+        _shut(sock, close)
         return
     ledger = lease.ledger
-    stood = lease.state == Lease.OPEN
+    stood = lease.state == _OPEN
     reason = sock.reason
     spare = (reason is not _DONE and reason in _SPARED) or lease.pressed
     state = _state_before(sock, lease, spare)
+    closed = None
     try:
-        _shut(close)
+        alone = unnamed.acquire(True, PATIENCE)  # as in _shut(): a call less for each connection
+        try:
+            close(sock)
+        finally:
+            if alone:
+                unnamed.release()
     finally:
         # Closed in SYN_SENT the port is free (fact 6j). With TIME_WAIT to come, and ports plenty, the
         # kernel is asked when it matters; else now.
         flow = lease.flow
-        closed = _closed(flow, state, spare, sock.reason) if stood and flow is not None and ledger.heard else None
+        if stood and flow is not None and ledger.heard:
+            closed = _closed(flow, state, spare, sock.reason)
         if sock.copied:
             ledger.orphan(lease, watch=True)
-        elif ledger.busy:
+        elif ledger.busy():
             # Perhaps with us: a response that the garbage collector finds closes its socket in the middle of anything.
             ledger.orphan(lease, time_wait=flow is not None, closed=closed)
         else:
@@ -231,10 +262,17 @@ def _close(sock: Gated, close: Callable[[], None]) -> None:
                 ledger.emit(closed)
 
 
-def _shut(close: Callable[[], None]) -> None:
-    alone = unnamed.acquire(timeout=PATIENCE)
+def _orphan(sock: Gated) -> None:
+    """Let the kernel say when the connection is over, whose descriptor goes to somebody whom we do not know."""
+    if sock.lease is not None and not sock.passing:
+        lease, sock.lease = sock.lease, None
+        lease.ledger.orphan(lease, watch=True)
+
+
+def _shut(sock: Gated, close: Callable[[Any], None]) -> None:
+    alone = unnamed.acquire(True, PATIENCE)
     try:
-        close()
+        close(sock)
     finally:
         if alone:
             unnamed.release()
@@ -251,7 +289,7 @@ def _drop(sock: Gated) -> None:
         sock.lease = None
         spare = lease.pressed
         state = _state_before(sock, lease, spare)
-        _shut(partial(_socket.socket.close, sock))
+        _shut(sock, _socket.socket.close)
         flow = lease.flow
         closed = _closed(flow, state, spare, CloseReason.DROPPED) if flow else None
         lease.ledger.orphan(lease, time_wait=flow is not None, closed=closed)

@@ -137,8 +137,11 @@ class Pool(Generic[C]):
                 self._idle.append(connection)
         endings = () if plain else self._give_back(connection, lease, now)
         # Looked at again after it became idle: who joined the line in between has looked here before.
-        if lease and lease.wanted and lease.idle and self._wanted_elsewhere(lease) and self.remove(connection):
-            endings = (*endings, (connection, CloseReason.GAVE_WAY))
+        if lease and lease.wanted and lease.idle and self._rival(lease) and self.remove(connection):
+            if lease.ledger.give_way(lease, now):
+                endings = (*endings, (connection, CloseReason.GAVE_WAY))
+            else:  # another connection gave way in between
+                endings = (*endings, *self.restore(connection, now))
         return endings
 
     def _give_back(self, connection: C, lease: Lease | None, now: float) -> Sequence[Ending[C]]:
@@ -166,6 +169,9 @@ class Pool(Generic[C]):
             self._serve_places(woken)
         for waiter in woken:
             waiter.wake()
+        gives_way = bool(endings) and endings[0][1] is CloseReason.GAVE_WAY
+        if lease and gives_way and not lease.ledger.give_way(lease, now):
+            return self.restore(connection, now)  # another connection gave way in between
         return endings
 
     def add_place(self) -> None:
@@ -272,7 +278,7 @@ class Pool(Generic[C]):
         state = "closed" if self.closed else f"{self.used} in use, {len(self._idle)} idle"
         return f"<Pool {state}, {len(self._retired)} retired, {len(self._line)} waiting>"
 
-    # Below: the lock is held, except in _wanted_elsewhere.
+    # Below: the lock is held, except in _rival.
 
     def _take(self, place: bool, now: float) -> tuple[C | Place | None, list[Ending[C]]]:
         if self.closed:
@@ -354,6 +360,7 @@ class Pool(Generic[C]):
     def _patience(self, surplus: bool) -> float:
         return min(SURPLUS_LIMIT, self.limits.idle) if surplus else self.limits.idle
 
-    def _wanted_elsewhere(self, lease: Lease) -> bool:
+    def _rival(self, lease: Lease) -> bool:
+        """Say whether somebody is to have the port of *lease* who is not one of ours."""
         rival = lease.ledger.first_in_line(lease)
         return rival is not None and rival.holder is not self

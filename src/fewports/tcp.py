@@ -7,12 +7,10 @@ import functools
 import ipaddress
 import socket
 from collections.abc import Iterable
-from typing import cast
 
 from .address import Origin
 from .dial import To
 from .errors import InvalidOption, NoUsableSource
-from .gated import GatedSocket
 from .ledger.local import Ledger
 from .ledger.shared import shared_ledger
 from .source import Sources
@@ -41,14 +39,16 @@ def create_connection(
     Raises OSError as ``socket.create_connection`` does, and BudgetExhausted or NoUsableSource.
     """
     host, port = address
-    seconds = socket.getdefaulttimeout() if timeout is _DEFAULT_TIMEOUT else cast("float | None", timeout)
+    seconds: float | None = socket.getdefaulttimeout() if timeout is _DEFAULT_TIMEOUT else timeout  # type: ignore[assignment]
     ledger = ledger or shared_ledger()
-    chosen, source_port = pick_sources(ledger, sources, source_address)
-    to = To(Origin("tcp", host, port), ledger, chosen, port=source_port)
+    chosen, source_port = ledger.sources, 0
+    if source_address is not None or sources is not None:
+        chosen, source_port = pick_sources(ledger, sources, source_address)
+    to = To(Origin("tcp", host, port), ledger, chosen, None, None, source_port)
     failures: list[Exception] = []
     destinations = resolve(host, port)
     try:
-        return cast(GatedSocket, dial(to, destinations, timeout=seconds, failures=failures))
+        return dial(to, destinations, timeout=seconds, failures=failures)
     except NoUsableSource as error:
         if source_address is None:
             raise

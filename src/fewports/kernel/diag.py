@@ -85,6 +85,8 @@ _MESSAGE = struct.Struct("!BBBxHH16s16s")
 _MESSAGE_REST = struct.Struct("=I8xI8xII")
 _STATES = {int(state): state for state in State}
 
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # they say nothing about what is granted
+
 _sockets = Netlink(_NETLINK_SOCK_DIAG)
 _granted: bool | None = None
 
@@ -102,9 +104,16 @@ def netlink_granted() -> bool:
             # Not by a look-up: its ENOENT may mean "no such socket" or "no tcp_diag module".
             _dump(b"", 0)
             _granted = True
-        except OSError:  # EPERM, EACCES, EAFNOSUPPORT, EPROTONOSUPPORT, ECONNREFUSED, ENOENT: each means no
+        except OSError as error:  # EPERM, EACCES, EAFNOSUPPORT, EPROTONOSUPPORT, ECONNREFUSED, ENOENT: each means no
+            if error.errno in SHORTAGES:
+                return False  # for now
             _granted = False
     return _granted
+
+
+def undecided() -> bool:
+    """Say whether it is still to be found out if sock_diag answers: there was no descriptor, or no memory, to ask."""
+    return portable.current() is portable.LINUX and _granted is None
 
 
 def reset() -> None:

@@ -92,17 +92,17 @@ class _Kept(Generic[T]):
 
     def __init__(self, read: Callable[[], T]) -> None:
         self._read = read
-        self._kept: tuple[float, T] | None = None
+        self.kept: tuple[float, T] | None = None
 
     def at(self, now: float) -> T:
         # One reference is read and one is written: threads may read twice, but none sees half of it.
-        kept = self._kept
+        kept = self.kept
         if kept is None or not 0 <= now - kept[0] < _FRESH:
-            kept = self._kept = (now, self._read())
+            kept = self.kept = (now, self._read())
         return kept[1]
 
     def forget(self) -> None:
-        self._kept = None
+        self.kept = None
 
 
 class _Reuse(NamedTuple):
@@ -114,7 +114,8 @@ class _Reuse(NamedTuple):
 
 def port_range(now: float) -> PortRange:
     """Return the ports that the kernel chooses from, read again when older than 5 s; *now* is monotonic."""
-    return _ports.at(now)
+    kept = _ports.kept  # as at() does: this is asked for each connection
+    return kept[1] if kept and 0 <= now - kept[0] < _FRESH else _ports.at(now)
 
 
 def time_wait_hold(source: str, destination: str, now: float) -> float:
@@ -159,10 +160,16 @@ def reaches(source: str, destination: Destination) -> bool:
 
 
 def features() -> Features:
-    """Return what the kernel can do, found once by setting each option on a socket and reading it back."""
+    """Return what the kernel can do, found once by setting each option on a socket and reading it back.
+
+    Raises OSError where no socket can be had for that.
+    """
     global _features
     if _features is None:
-        _features = _probe()
+        found = _probe()
+        if not found.sock_diag and diag.undecided():
+            return found  # no descriptor for the question: it is put again
+        _features = found
     return _features
 
 

@@ -23,9 +23,27 @@ _IP, _TCP, _IPV6 = socket.IPPROTO_IP, socket.IPPROTO_TCP, socket.IPPROTO_IPV6
 _LINUX = portable.current() is portable.LINUX
 
 
+DEFERRED_PORT = _IP, IP_BIND_ADDRESS_NO_PORT, 1
+
+
+def limited_ports(low: int, high: int) -> tuple[int, int, int]:
+    """Return what setsockopt() takes to let the kernel choose the port from *low* to *high* only.
+
+    The window must overlap the system's range: a disjoint one is silently ignored.
+    """
+    # Python takes a signed C int; the same 32 bits as bytes cost three times as much.
+    window = high << 16 | low
+    return _IP, IP_LOCAL_PORT_RANGE, window - (1 << 32) if window >> 31 else window
+
+
+def foreign_source(family: int) -> tuple[int, int, int]:
+    """Return what setsockopt() takes to let bind() take an address that no interface carries."""
+    return (_IPV6, IPV6_FREEBIND, 1) if family == socket.AF_INET6 else (_IP, IP_FREEBIND, 1)
+
+
 def defer_port(sock: socket.socket) -> None:
     """Make bind((source, 0)) take an address only, so that connect() chooses the port within its port space."""
-    sock.setsockopt(_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.setsockopt(*DEFERRED_PORT)
 
 
 def limit_ports(sock: socket.socket, low: int, high: int) -> None:
@@ -33,17 +51,12 @@ def limit_ports(sock: socket.socket, low: int, high: int) -> None:
 
     The window must overlap the system's range: a disjoint one is silently ignored.
     """
-    # Python takes a signed C int; the same 32 bits as bytes cost three times as much.
-    window = high << 16 | low
-    sock.setsockopt(_IP, IP_LOCAL_PORT_RANGE, window - (1 << 32) if window >> 31 else window)
+    sock.setsockopt(*limited_ports(low, high))
 
 
 def allow_foreign_source(sock: socket.socket) -> None:
     """Let bind() take an address that no interface carries, such as one of a routed network."""
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(_IPV6, IPV6_FREEBIND, 1)
-    else:
-        sock.setsockopt(_IP, IP_FREEBIND, 1)
+    sock.setsockopt(*foreign_source(sock.family))
 
 
 def skip_time_wait(sock: socket.socket) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -68,6 +69,7 @@ class Account:
         "blocked_until",
         "budget",
         "falls",
+        "fresh",
         "holders",
         "kept",
         "leases",
@@ -91,7 +93,9 @@ class Account:
         self.leases: set[Lease] = set()
         self.kept: set[Closing] = set()
         self.holders: dict[Holder, int] = {}
-        # What the kernel is to be asked about, a heap by the time for it; answered ones drop out at the top.
+        # What the kernel is to be asked about: for the first time, in the order of the closes, and again, a heap by
+        # the time for it. Those that were asked about elsewhere drop out at the front.
+        self.fresh: deque[Closing] = deque()
         self.questions: list[tuple[float, Closing]] = []
         self.watched: set[Closing] = set()
         self.line: list[tuple[int, Waiter]] = []  # a heap by ticket; who has left is dropped at the top
@@ -144,12 +148,29 @@ class Account:
             heapq.heappop(self.line)
         return None
 
+    def next_question(self) -> float:
+        """Return when the kernel is to be asked about a port of this account; inf for never."""
+        self.tidy()
+        first = self.fresh[0].ask_at if self.fresh else inf
+        return min(first, self.questions[0][0]) if self.questions else first
+
+    def pop_question(self) -> Closing:
+        """Take out what next_question() is about."""
+        if self.fresh and not (self.questions and self.questions[0][0] < self.fresh[0].ask_at):
+            return self.fresh.popleft()
+        return heapq.heappop(self.questions)[1]
+
     def tidy(self) -> None:
         """Drop what is over: questions without need, callers who left from the middle."""
+        while self.fresh and not self.fresh[0].fresh:
+            self.fresh.popleft()
+        if len(self.fresh) > 2 * len(self.kept) + 16:
+            self.fresh = deque(closing for closing in self.fresh if closing.fresh)
         while self.questions and self.questions[0][1].ask_at != self.questions[0][0]:
             heapq.heappop(self.questions)
         if len(self.questions) > 2 * len(self.kept) + 16:
-            self.questions = [(closing.ask_at, closing) for closing in self.kept if closing.ask_at < inf]
+            kept = (closing for closing in self.kept if closing.ask_at < inf and not closing.fresh)
+            self.questions = [(closing.ask_at, closing) for closing in kept]
             heapq.heapify(self.questions)
         if len(self.line) > 2 * len(self.waiters) + 16:
             self.line = [entry for entry in self.line if not entry[1].decided]
@@ -236,31 +257,32 @@ class Lease:
 class Closing:
     """A port that outlives its connection, until the kernel lets go of it.
 
-    ``watched`` are those whose socket has an owner that we do not know: they still count as open.
+    ``fresh`` until it is asked about for the first time, or over. ``watched`` are those whose socket has an
+    owner that we do not know: they still count as open.
     """
 
-    pause = 0.001  # seconds between two questions; doubled each time
-    overtime = 0.0  # seconds past its time for which the kernel was seen to keep it
-    final = False
-    watched = False
-    done = False
+    __slots__ = ("ask_at", "done", "due", "final", "flow", "fresh", "overtime", "pause", "want", "watched")
 
     def __init__(self, flow: Flow, want: Want, due: float, ask_at: float) -> None:
         self.flow = flow
         self.want = want
         self.due = due
         self.ask_at = ask_at  # inf: the kernel has named the time, or cannot be asked
-        self.serial = next(_tickets)
+        self.fresh = True
+        self.pause = 0.001  # seconds between two questions; doubled each time
+        self.overtime = 0.0  # seconds past its time for which the kernel was seen to keep it
+        self.final = self.watched = self.done = False
 
     @property
     def accounts(self) -> tuple[Account, ...]:
         return self.want.accounts
 
     def __lt__(self, other: Closing) -> bool:
-        return (self.due, self.serial) < (other.due, other.serial)
+        return self.due < other.due
 
     def learn(self, due: float, now: float, final: bool) -> None:
         """Take what the kernel said: free at *due*; unless that is final, ask again after a pause."""
+        self.fresh = False
         self.due = due
         self.final = final
         self.ask_at = inf if final else now + self.pause

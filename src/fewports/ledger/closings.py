@@ -1,15 +1,19 @@
 """Ports that outlive their connection, and what the kernel says of them.
 
-Called by a ledger under its lock, except for ask(), which puts questions to the kernel. State: a heap
-by the time at which a port should be free (entries that no longer agree with their closing are
-skipped), and the closings by flow.
+Called by a ledger under its lock, except for ask(), which puts questions to the kernel. State: the closings
+by flow, and in the order in which their ports should be free. Nearly all keep the time that they were given
+first, so they need a queue only, and no entry of their own; the others are in a heap (entries that no longer
+agree with their closing are skipped).
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from math import inf
+from operator import attrgetter
 from typing import NamedTuple
 
 from ..address import Flow
@@ -18,6 +22,8 @@ from .account import Account, Closing, Want
 
 TIME_WAIT = 60.0  # seconds; TCP_TIMEWAIT_LEN, include/net/tcp.h
 OVERTIME = 2.0  # seconds for which the kernel's coarse timers may keep a port past its time (measured: 0.2)
+NEAR = 256  # closings looked at one by one before all of an account are: 20,000 take a millisecond
+_due = attrgetter("due")
 QUESTIONS = 64  # put to the kernel at most before an answer; 5 us each, so a refusal stays under 1 ms
 
 
@@ -32,13 +38,14 @@ class Referee(NamedTuple):
 def kernel_referee() -> Referee:
     """Ask the system that we run on."""
     ask = diag.look_up if diag.available() else None
-    return Referee(_capacity, facts.time_wait_hold, ask)
+    return Referee(system_capacity, facts.time_wait_hold, ask)
 
 
 _sized: tuple[facts.PortRange | None, int] = (None, 0)
 
 
-def _capacity(now: float) -> int:
+def system_capacity(now: float) -> int:
+    """Return the number of ports that the kernel chooses from."""
     global _sized
     ports = facts.port_range(now)
     if ports is not _sized[0]:
@@ -51,6 +58,8 @@ class Closings:
 
     def __init__(self, referee: Referee) -> None:
         self._referee = referee
+        self._queue: deque[Closing] = deque()  # by due; only those that are fresh count
+        self._latest = -inf  # the due time at its end
         self._heap: list[tuple[float, Closing]] = []
         self._by_flow: dict[Flow, Closing] = {}
         self.watched: set[Closing] = set()  # sockets in unknown hands; the kernel says when they are gone
@@ -70,10 +79,16 @@ class Closings:
         """Go on counting a port whose connection is closed."""
         self._by_flow[closing.flow] = closing
         self.charge(closing)
-        heapq.heappush(self._heap, (closing.due, closing))
-        if len(self._heap) > 2 * len(self._by_flow) + 1000:
-            self._heap = [(other.due, other) for other in self._by_flow.values() if not other.watched]
-            heapq.heapify(self._heap)
+        if closing.fresh and closing.due >= self._latest:
+            self._latest = closing.due
+            self._queue.append(closing)
+        else:
+            heapq.heappush(self._heap, (closing.due, closing))
+        if len(self._queue) + len(self._heap) > 2 * len(self._by_flow) + 1000:
+            others = sorted(other for other in self._by_flow.values() if not other.watched)
+            self._queue = deque(other for other in others if other.fresh)
+            self._latest = self._queue[-1].due if self._queue else -inf
+            self._heap = [(other.due, other) for other in others if not other.fresh]  # sorted is a heap
 
     def watch(self, closing: Closing) -> None:
         """Go on counting a connection that has an owner whom we do not know."""
@@ -84,18 +99,23 @@ class Closings:
 
     def charge(self, closing: Closing) -> None:
         """Enter *closing* with each of its accounts."""
+        asked = closing.ask_at < inf
         for account in closing.want.accounts:
             account.kept.add(closing)
             if closing.watched:
                 account.watched.add(closing)
-            queue = account.questions
-            if queue and (queue[0][1].done or len(queue) > 2 * len(account.kept) + 16):
+            fresh = account.fresh
+            if fresh and (not fresh[0].fresh or len(fresh) > 2 * len(account.kept) + 16):
                 account.tidy()
-        self._queue(closing)
+            if asked and closing.fresh:
+                account.fresh.append(closing)
+        if not closing.fresh:
+            self._ask_again(closing)
 
     def end(self, closing: Closing) -> None:
         """Note that the kernel let go of it."""
         closing.done = True
+        closing.fresh = False
         closing.ask_at = inf
         if self._by_flow.get(closing.flow) is closing:
             del self._by_flow[closing.flow]
@@ -109,44 +129,52 @@ class Closings:
 
         Where ports are short, the kernel's word counts and not the clock's.
         """
-        heap = self._heap
-        while heap and heap[0][0] <= now:
-            due, closing = heapq.heappop(heap)
-            if closing.done or due != closing.due:
-                continue
+        while self.next_due() <= now:
+            if self._heap and (not self._queue or self._heap[0][0] < self._queue[0].due):
+                closing = heapq.heappop(self._heap)[1]
+            else:
+                closing = self._queue.popleft()
             pressed = any(account.pressed for account in closing.accounts)
-            if not (self._referee.ask and pressed and closing.overtime + now - due < OVERTIME):
+            if not (self._referee.ask and pressed and closing.overtime + now - closing.due < OVERTIME):
                 yield closing
                 continue
             closing.overtime += 0.1
             closing.due = now + 0.1
-            heapq.heappush(heap, (closing.due, closing))
-            if closing.ask_at == inf:
+            heapq.heappush(self._heap, (closing.due, closing))
+            if closing.fresh or closing.ask_at == inf:
+                closing.fresh = False
                 closing.ask_at = now
-                self._queue(closing)
+                self._ask_again(closing)
 
     def next_due(self) -> float:
-        return self._heap[0][0] if self._heap else inf
+        """Return when over() has something to give; inf for never."""
+        queue, heap = self._queue, self._heap
+        while queue and not queue[0].fresh:
+            queue.popleft()
+        while heap and (heap[0][1].done or heap[0][1].due != heap[0][0]):
+            heapq.heappop(heap)
+        first = queue[0].due if queue else inf
+        return min(first, heap[0][0]) if heap else first
 
     def next_of(self, account: Account, now: float) -> float | None:
         """Return the seconds until the next port of *account* leaves TIME_WAIT, if one is in it."""
-        # Near the top of the heap are those that come first; there is no need to look at 20,000.
-        near = (closing for _, closing in self._heap[:256] if account in closing.accounts and not closing.done)
-        first = min((closing.due for closing in near), default=None)
-        if first is None:
-            first = min((closing.due for closing in account.kept if not closing.watched), default=None)
-        return None if first is None else max(0.0, first - now)
+        self.next_due()  # drops what no longer counts at the front of the queue and at the top of the heap
+        near = (closing for closing in islice(self._queue, NEAR) if closing.fresh and account in closing.want.accounts)
+        first = next(near, None)
+        top = self._heap[:1] if self._heap and account in self._heap[0][1].accounts else self._heap
+        if len(top) <= NEAR and (first or len(self._queue) <= NEAR):
+            others = [due for due, closing in top if due == closing.due and account in closing.accounts]
+            times = [first.due, *others] if first else others
+        else:
+            times = list(map(_due, account.kept - account.watched))
+        return max(0.0, min(times) - now) if times else None
 
     def questions(self, accounts: Iterable[Account], now: float) -> list[Closing]:
         """Take those of *accounts* that the kernel should be asked about now: QUESTIONS at most."""
         found: dict[Closing, None] = {}
         for account in accounts:
-            account.tidy()
-            queue = account.questions
-            while queue and queue[0][0] <= now and len(found) < QUESTIONS:
-                due, closing = heapq.heappop(queue)
-                if closing.ask_at == due:
-                    found[closing] = None
+            while len(found) < QUESTIONS and account.next_question() <= now:
+                found[account.pop_question()] = None
         return list(found)
 
     def ask(self, closing: Closing, now: float) -> bool:
@@ -182,7 +210,7 @@ class Closings:
             closing.watched = False
             for account in closing.want.accounts:
                 account.watched.discard(closing)
-        self._queue(closing)
+        self._ask_again(closing)
         if not closing.watched:
             heapq.heappush(self._heap, (closing.due, closing))
 
@@ -192,7 +220,7 @@ class Closings:
             closing.want = wants(closing.want)
             self.charge(closing)
 
-    def _queue(self, closing: Closing) -> None:
+    def _ask_again(self, closing: Closing) -> None:
         if closing.ask_at < inf:
             for account in closing.want.accounts:
                 heapq.heappush(account.questions, (closing.ask_at, closing))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from time import monotonic
 from weakref import WeakSet
 
@@ -36,10 +36,12 @@ from ..source import Sources
 from ..usage import Usage
 from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want, full_accounts
 from .accounts import Accounts
-from .closings import Closings, Referee, kernel_referee
+from .closings import Closings, Referee, kernel_referee, system_capacity
 from .hook import Hook
+from .promises import Promise, Promises
 
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
+_DIALING, _OPEN, _RELEASED = Lease.DIALING, Lease.OPEN, Lease.RELEASED
 CACHED_WANTS = 10_000  # spaces whose accounts are remembered although they hold no port
 
 ledgers: WeakSet[Ledger] = WeakSet()
@@ -69,10 +71,14 @@ class Ledger:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        # Says whether a call is going on: it may be one that the garbage collector interrupted, to call us.
+        self.busy: Callable[[], bool] = self._lock.locked
         self._accounts = Accounts(self.budget, 0)
         self._wants: dict[tuple[PortSpace, str, Budget | None, object], Want] = {}
+        self.ways: dict[Hashable, object] = {}  # what dialing has worked out from wants; dropped with them
         self._leases: set[Lease] = set()
         self._closings = Closings(self._referee)
+        self._promises = Promises(self._holds)
         self._full: set[Account] = set()  # accounts with somebody in line
         self._blocked: set[Account] = set()
         self._reaped = 0.0
@@ -134,20 +140,50 @@ class Ledger:
         with self._lock:
             if len(self._wants) >= CACHED_WANTS:
                 self._wants.clear()
+                self.ways.clear()
             want = self._wants[key] = self._accounts.want(space, host, budget, client)
         return want
 
-    def reserve(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
+    def take(self, lease: Lease, now: float) -> bool:
+        """Let *lease* begin if its space has room; asks nobody, and keeps no place in line.
+
+        What reserve() does for a caller who has not waited yet, at half its price.
+        """
+        # want(), which comes before, has seen to the system's own range; a referee may be of another mind by now.
+        capacity = self._referee.capacity
+        if capacity is not system_capacity and (ports := capacity(now)) != self._accounts.capacity:
+            self._resize(ports, now)
+        with self._lock:
+            if self._orphans or self._closings.next_due() <= now:
+                self._catch_up(now)
+            if not lease.want.accounts[0].limit:
+                lease.want = self._accounts.same(lease.want)
+            taken = self._refuser(lease.want, now) is None
+            if taken:
+                self._book(lease)
+        if self._out:
+            self._act()
+        return taken
+
+    def give_up(self, lease: Lease, now: float) -> None:
+        """Take back a lease from take(), which may have been broken off, unless a socket owns it."""
+        with self._lock:
+            if lease.state == Lease.DIALING and lease.socket is None:
+                self._release(lease, now, None)
+        if self._out:
+            self._act()
+
+    def reserve(self, waiter: Waiter, wants: Sequence[Want], now: float, *, ask: bool = True) -> Account | None:
         """Deliver a lease for the first of *wants* that has room, or return an account that is full.
 
-        Asks the kernel, before it refuses, whether ports believed in TIME_WAIT are still held.
+        With *ask*, it asks the kernel, before it refuses, whether ports believed in TIME_WAIT are still held.
         """
         while True:
             with self._lock:
                 wants = self._current(wants)
                 self._catch_up(now)
                 refuser = self._serve(waiter, wants, now)
-                questions = self._closings.questions(full_accounts(wants, now), now) if refuser else []
+                questions = self._closings.questions(full_accounts(wants, now), now) if refuser and ask else []
             if self._out:
                 self._act()
             if not refuser or not self._ask(questions, now):
@@ -184,12 +220,12 @@ class Ledger:
     def opened(self, lease: Lease, flow: Flow, now: float) -> None:
         """Note that the connection of *lease* stands."""
         with self._lock:
-            if lease.state != Lease.DIALING:
+            if lease.state != _DIALING:
                 raise LeaseError(f"{lease!r} cannot be opened")
             if former := self._closings.of(flow):
                 self._free(former, now)  # the kernel gave us this port: nothing holds it any more
             lease.flow = flow
-            lease.state = Lease.OPEN
+            lease.state = _OPEN
             space, pace = lease.want.accounts[0], lease.want.pace
             if pace:
                 pace.leases.discard(lease)
@@ -259,15 +295,26 @@ class Ledger:
         self.emit(BudgetRefused(usage))
         return BudgetExhausted(usage, next_due=due, waited=waited)
 
-    def keeps(self, flow: Flow) -> bool:
-        """Say whether a connection that is closed still holds its port."""
-        return self._closings.of(flow) is not None
-
     def first_in_line(self, lease: Lease) -> Waiter | None:
-        """Return who has waited longest for a port that closing this connection would free."""
+        """Return who has waited longest for a port that closing this connection would free, and is not on its way."""
         with self._lock:
-            waiters = [waiter for account in lease.accounts if (waiter := account.first())]
-        return min(waiters, key=lambda waiter: waiter.ticket, default=None)
+            short = [account for account in lease.accounts if account.waiters and self._promises.short(account)]
+            return min((waiter for account in short if (waiter := account.first())), default=None)
+
+    def give_way(self, lease: Lease, now: float) -> bool:
+        """Note that the connection of *lease* is closed for who is in line; False if enough are already."""
+        with self._lock:
+            return self._promises.give(lease, now)
+
+    def seek(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Promise | None:
+        """Return what found() must be told of a connection that gives way to *waiter*, or None if none is to."""
+        with self._lock:
+            return self._promises.seek(waiter, self._current(wants), now)
+
+    def found(self, promise: Promise, lease: Lease | None) -> None:
+        """Note whose port it is that seek() let be looked for; None if there is none."""
+        with self._lock:
+            self._promises.found(promise, lease)
 
     def rivals(self, wants: Sequence[Want], now: float) -> list[tuple[Account, list[Holder]]]:
         """Return, for each account that keeps *wants* from being served, who may give up an idle connection."""
@@ -286,9 +333,7 @@ class Ledger:
         with self._lock:
             if not self._full:
                 return None
-            for account in self._full:
-                account.tidy()
-            times = [account.questions[0][0] for account in self._full if account.questions]
+            times = [account.next_question() for account in self._full]
             times += [account.blocked_until for account in self._blocked]
             times.append(self._closings.next_due())
             return min(times)
@@ -310,11 +355,6 @@ class Ledger:
         self._ask(questions, now)
         if leases:
             self._reap(leases, now)
-
-    @property
-    def busy(self) -> bool:
-        """Say whether a call is going on: it may be one that the garbage collector interrupted, to call us."""
-        return self._lock.locked()
 
     @property
     def heard(self) -> bool:
@@ -343,46 +383,51 @@ class Ledger:
 
     # Below: the lock is held, except in _act, _ask and _reap.
 
+    def _holds(self, lease: Lease) -> bool:
+        return lease.state < _RELEASED or (lease.flow is not None and self._closings.of(lease.flow) is not None)
+
     def _serve(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
         """Deliver a lease and return None, or return an account that is full."""
         refuser: Account | None = None
         for want in wants:
-            for account in want.accounts:
-                if account.full(now):
-                    refuser = refuser or account
-                    break
-            else:
-                if want.pace and want.pace.held >= want.pace.limit:
-                    refuser = refuser or want.pace
-                    continue
-                lease = Lease(self, want, waiter.holder, now)
-                if waiter.deliver(lease):
-                    self._book(lease)
-                    if waiter.lines:
-                        self._unline(waiter)
-                return None
+            if full := self._refuser(want, now):
+                refuser = refuser or full
+                continue
+            lease = Lease(self, want, waiter.holder, now)
+            if waiter.deliver(lease):
+                self._book(lease)
+                if waiter.lines:
+                    self._unline(waiter)
+            return None
         return refuser
+
+    def _refuser(self, want: Want, now: float) -> Account | None:
+        for account in want.accounts:
+            if account.full(now):
+                return account
+        pace = want.pace
+        return pace if pace and pace.held >= pace.limit else None
 
     def _book(self, lease: Lease) -> None:
         self._leases.add(lease)
-        self._enter(lease)
-        for account in lease.want.accounts:
-            if len(account.leases) + len(account.kept) >= account.rises:
-                self._crossed(account)
+        self._enter(lease, crossing=True)
         if self._hook.emits:
             self._out.append(PortReserved(lease.space))
 
-    def _enter(self, lease: Lease) -> None:
+    def _enter(self, lease: Lease, crossing: bool) -> None:
+        """Charge *lease* to its accounts, and see to their levels if it may be *crossing* one."""
         holder = lease.holder
         for account in lease.want.accounts:
             account.leases.add(lease)
             if holder is not None:
                 account.holders[holder] = account.holders.get(holder, 0) + 1
-        if lease.want.pace and lease.state == Lease.DIALING:
-            lease.want.pace.leases.add(lease)
+            if crossing and len(account.leases) + len(account.kept) >= account.rises:
+                self._crossed(account)
+        if (pace := lease.want.pace) and lease.state == _DIALING:
+            pace.leases.add(lease)
 
     def _release(self, lease: Lease, now: float, closing: Closing | None, *, unblock: bool = True) -> None:
-        if lease.state >= Lease.RELEASED:
+        if lease.state >= _RELEASED:
             if lease.state == Lease.LEFT_BEHIND:
                 return
             raise LeaseError(f"{lease!r} was released before: a lease has one owner, who releases it once")
@@ -390,7 +435,7 @@ class Ledger:
             closing.want = lease.want  # configure() may have come since it was made
             self._closings.add(closing)
         self._unbook(lease)
-        lease.state = Lease.RELEASED
+        lease.state = _RELEASED
         if not closing:
             self._came_free(lease.want, now, unblock)
         elif self._full and lease.want.pace:
@@ -399,9 +444,10 @@ class Ledger:
     def _unbook(self, lease: Lease) -> None:
         holder = lease.holder
         for account in lease.want.accounts:
-            account.leases.discard(lease)
-            if holder is not None and (left := account.holders.pop(holder, 1) - 1) > 0:
-                account.holders[holder] = left
+            if lease in account.leases:  # else it was broken off by a KeyboardInterrupt before it got there
+                account.leases.remove(lease)
+                if holder is not None and (left := account.holders.pop(holder, 1) - 1) > 0:
+                    account.holders[holder] = left
         if pace := lease.want.pace:
             pace.leases.discard(lease)
         self._leases.discard(lease)
@@ -570,9 +616,10 @@ class Ledger:
             account.limit = 0
         self._accounts = Accounts(self.budget, self._accounts.capacity)
         self._wants.clear()
+        self.ways.clear()
         for lease in self._leases:
             lease.want = self._accounts.same(lease.want)
-            self._enter(lease)
+            self._enter(lease, crossing=False)
         self._closings.charge_anew(self._accounts.same)
         for account in list(self._accounts.values()):
             account.mark_level()

@@ -1,9 +1,13 @@
-"""Open a connection through the gate, or take one over: the one place where a thread waits for a port."""
+"""Open a connection through the gate, or take one over: the one place where a thread waits for a port.
+
+Long, because each way out gives back what was taken, and all of them are to be seen at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import socket
@@ -13,19 +17,23 @@ from math import inf
 from time import monotonic
 from typing import Generic, TypeVar, cast
 
-from ..address import Destination, Flow, from_sockaddr, sockaddr
-from ..dial import ATTEMPT_DELAY, DialPlan, Meaning, To
+from ..address import Destination, Flow, family_of, from_sockaddr, sockaddr
+from ..dial import ATTEMPT_DELAY, DialPlan, Meaning, To, Way, way_to
 from ..events import DialFailed
-from ..gated import CallFailed, GatedSocket, SocketOption, open_socket
-from ..ledger.account import Account, Lease, Waiter, Want, full_accounts
+from ..gated import CallFailed, GatedSocket, SocketOption, open_socket, recipe
+from ..kernel.facts import port_range
+from ..ledger.account import Account, Holder, Lease, Waiter, Want
+from ..ledger.local import Ledger
+from ..ledger.promises import ACKNOWLEDGED
 from ..pool import Pool, PoolClosed
 from . import exit, fork  # noqa: F401 - what is to happen at exit and in a forked child
 from .timer import Idle, timer
 
 NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port before a caller stands in line
-ACKNOWLEDGED = 1.0  # seconds in which a peer acknowledges our FIN; then the port is free, or the peer is gone
 
 C = TypeVar("C", bound=Idle)
+Failure = tuple[Lease, str, OSError]  # of which the call
+_stock_getaddrinfo = socket.getaddrinfo
 
 
 class Alarm:
@@ -50,6 +58,8 @@ class Alarm:
 
 def resolve(host: str, port: int, family: int = socket.AF_UNSPEC) -> list[Destination]:
     """Look up the addresses of *host*, in the system's order (RFC 6724); raises socket.gaierror."""
+    if socket.getaddrinfo is _stock_getaddrinfo and (literal := _literal(host, port, family)):
+        return [literal]
     found = []
     for kind, _, _, _, name in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
         if kind == socket.AF_INET:
@@ -77,18 +87,72 @@ def dial(
     bound holds, too); both in seconds. Raises BudgetExhausted, NoUsableSource, PoolClosed, TimeoutError
     or the OSError of the last attempt; *failures* takes those of all. The socket has *timeout* as its time-out.
     """
+    failure = None
+    destinations = list(destinations)
+    if len(destinations) == 1:
+        now = monotonic()
+        if way := way_to(to, destinations[0], now):
+            outcome = _at_once(to.ledger, way, timeout, options, pool, now)
+            if isinstance(outcome, GatedSocket):
+                return outcome
+            failure = outcome
     dialing = _Dialing(to, destinations, timeout, wait, options, pool)
     if failures is not None:
         dialing.plan.errors = failures
+    if failure is not None:
+        dialing.learn(*failure)
     return dialing.run()
+
+
+def _at_once(
+    ledger: Ledger, way: Way, timeout: float | None, options: Sequence[SocketOption], holder: Holder | None, now: float
+) -> GatedSocket | Failure | None:
+    """Connect the one way there is, if it has room; None if not. What _Dialing does, without its preparations."""
+    lease = Lease(ledger, way.want, holder, now)
+    sock = None
+    try:
+        if not ledger.take(lease, now):
+            return None
+        sock = open_socket(lease, way.recipe, options)
+        if timeout is not None or sock.gettimeout() is not None:
+            sock.settimeout(timeout)
+        sock.connect(way.name)
+        _stands(ledger, sock, lease)
+        return sock
+    except CallFailed as failure:
+        ledger.release(lease, monotonic())
+        return lease, failure.call, failure.error
+    except OSError as error:
+        assert sock is not None
+        _close_failed(ledger, sock, lease, error)
+        return lease, "connect", error
+    except BaseException:
+        if sock is not None:
+            sock.close()
+        else:
+            ledger.give_up(lease, monotonic())
+        raise
+
+
+def _stands(ledger: Ledger, sock: GatedSocket, lease: Lease) -> None:
+    space = lease.want.space
+    ledger.opened(lease, Flow(space.source, sock.getsockname()[1], space.destination), monotonic())
+
+
+def _close_failed(ledger: Ledger, sock: GatedSocket, lease: Lease, error: OSError, port: int = 0) -> None:
+    """Close after a failed connect()."""
+    if error.errno == errno.EADDRNOTAVAIL and not port:
+        sock.lease = None
+        sock.close()
+        ledger.refused(lease, monotonic())
+    else:
+        sock.close()
 
 
 class _Dialing(Generic[C]):
     """One connection on its way: the line, then one attempt, or several that race."""
 
-    __slots__ = (
-        *("flying", "ledger", "lined", "options", "plan", "pool", "timeout", "vacated", "wait", "waited", "waiter"),
-    )
+    __slots__ = (*("flying", "ledger", "lined", "options", "plan", "pool", "timeout", "wait", "waited", "waiter"),)
 
     def __init__(
         self,
@@ -108,8 +172,6 @@ class _Dialing(Generic[C]):
         self.waiter = Waiter(_nobody, pool)
         self.lined = False  # stood in line
         self.waited = 0.0
-        # What gave way to us: until when its port may be expected, its flow, and where it makes room.
-        self.vacated: list[tuple[float, Flow, tuple[Account, ...]]] = []
         self.flying: dict[int, tuple[GatedSocket, Lease, float]] = {}  # by descriptor, with the deadline
 
     def run(self) -> GatedSocket | C:
@@ -129,7 +191,8 @@ class _Dialing(Generic[C]):
         """Connect to the one destination there is."""
         while True:
             now = monotonic()
-            outcome = self._reserve(self.plan.wants(now), now)
+            best = self._best(now)
+            outcome = best if best is not None else self._reserve(self.plan.wants(now), now)
             if not isinstance(outcome, Lease):
                 return outcome
             if (sock := self._open(outcome, now)) is None:
@@ -139,7 +202,7 @@ class _Dialing(Generic[C]):
                 if self.timeout != sock.gettimeout():
                     sock.settimeout(self.timeout)
                 sock.connect(sockaddr(destination.address, destination.port))
-                self._stands(sock, outcome)
+                _stands(self.ledger, sock, outcome)
                 return sock
             except OSError as error:
                 self._fail(sock, outcome, error)
@@ -163,10 +226,13 @@ class _Dialing(Generic[C]):
     def _launch(self, now: float) -> C | None:
         """Begin one attempt more; wait for a port only while nothing else is on its way."""
         while True:
-            wants = self.plan.wants(now, [lease.space.destination for _, lease, _ in self.flying.values()])
-            if self.flying and (not wants or self.ledger.reserve(self.waiter, wants, now)):
-                return None
-            outcome = self.waiter.outcome or self._reserve(wants, now)
+            flying = [lease.space.destination for _, lease, _ in self.flying.values()]
+            outcome: object = self._best(now, flying)
+            if outcome is None:
+                wants = self.plan.wants(now, flying)
+                if self.flying and (not wants or self.ledger.reserve(self.waiter, wants, now)):
+                    return None
+                outcome = self.waiter.outcome or self._reserve(wants, now)
             if not isinstance(outcome, Lease):
                 return cast(C, outcome)
             if (sock := self._open(outcome, now)) is not None:
@@ -181,6 +247,12 @@ class _Dialing(Generic[C]):
                 del self.flying[sock.fileno()]
                 self._fail(sock, outcome, OSError(code, os.strerror(code)))
             now = monotonic()
+
+    def _best(self, now: float, flying: Sequence[Destination] = ()) -> Lease | None:
+        """Return a lease for the best that would do, if it has room."""
+        if not (wants := self.plan.best(now, flying)) or self.ledger.reserve(self.waiter, wants, now, ask=False):
+            return None
+        return cast("Lease | None", self.waiter.outcome)
 
     def _reserve(self, wants: Sequence[Want], now: float) -> Lease | C:
         """Return a lease, or a connection that came free first; wait for either."""
@@ -203,10 +275,10 @@ class _Dialing(Generic[C]):
 
     def _open(self, lease: Lease, now: float) -> GatedSocket | None:
         try:
-            return open_socket(lease, self.plan.bound, self.options, now)
+            return open_socket(lease, recipe(lease.want.space.source, self.plan.bound, port_range(now)), self.options)
         except CallFailed as failure:
             self.ledger.release(lease, monotonic())
-            self._learn(lease, failure.call, failure.error)
+            self.learn(lease, failure.call, failure.error)
             return None
 
     def _watch(self, next_at: float) -> GatedSocket | None:
@@ -222,7 +294,7 @@ class _Dialing(Generic[C]):
             sock, lease, _ = self.flying[number]
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
-                self._stands(sock, lease)
+                _stands(self.ledger, sock, lease)
                 sock.settimeout(self.timeout)
                 del self.flying[number]
                 return sock
@@ -235,21 +307,13 @@ class _Dialing(Generic[C]):
                 self._fail(sock, lease, TimeoutError("timed out"))
         return None
 
-    def _stands(self, sock: GatedSocket, lease: Lease) -> None:
-        space = lease.want.space
-        self.ledger.opened(lease, Flow(space.source, sock.getsockname()[1], space.destination), monotonic())
-
     def _fail(self, sock: GatedSocket, lease: Lease, error: OSError) -> None:
         """Close after a failed connect() and learn from it."""
-        if error.errno == errno.EADDRNOTAVAIL and not self.plan.to.port:
-            sock.lease = None
-            sock.close()
-            self.ledger.refused(lease, monotonic())
-        else:
-            sock.close()
-        self._learn(lease, "connect", error)
+        _close_failed(self.ledger, sock, lease, error, self.plan.to.port)
+        self.learn(lease, "connect", error)
 
-    def _learn(self, lease: Lease, call: str, error: OSError) -> None:
+    def learn(self, lease: Lease, call: str, error: OSError) -> None:
+        """Draw conclusions from an attempt that failed in *call*; raise *error* if no other can succeed."""
         self.waiter = self.waiter.again()  # the lease that was delivered is spent
         meaning = self.plan.failed(lease.space, call, error, monotonic())
         if meaning is not Meaning.PORTS:
@@ -259,19 +323,22 @@ class _Dialing(Generic[C]):
 
     def _reclaim(self, wants: Sequence[Want], now: float) -> bool:
         """Have one idle connection of another pool give way to us, unless the port of one is on its way."""
-        self.vacated = [entry for entry in self.vacated if entry[0] > now and self.ledger.keeps(entry[1])]
-        coming = {account for _, _, accounts in self.vacated for account in accounts}
-        if coming and any(coming.issuperset(full_accounts([want], now)) for want in wants):
+        promise = self.ledger.seek(self.waiter, wants, now)
+        if promise is None:
             return False
-        for account, holders in self.ledger.rivals(wants, now):
-            for holder in holders:
-                # What is idle in our own pool is ours as it is: join() finds it. What is retired is not.
-                if victim := holder.surrender(account, idle=holder is not self.pool):
-                    if (lease := victim.lease) and lease.flow:
-                        self.vacated.append((now + ACKNOWLEDGED, lease.flow, lease.accounts))
-                    victim.give_way()
-                    return True
-        return False
+        victim = lease = None
+        try:
+            for account, holders in self.ledger.rivals(wants, now):
+                for holder in holders:
+                    # What is idle in our own pool is ours as it is: join() finds it. What is retired is not.
+                    if victim := holder.surrender(account, idle=holder is not self.pool):
+                        lease = victim.lease
+                        return True
+            return False
+        finally:
+            self.ledger.found(promise, lease)
+            if victim:
+                victim.give_way()
 
     def _wait(self, wants: Sequence[Want], refuser: Account) -> None:
         """Stand in line until there is an outcome; raise BudgetExhausted when the time is over."""
@@ -293,9 +360,10 @@ class _Dialing(Generic[C]):
             if not waiter.decided:
                 self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
         while not waiter.decided and (left := deadline - monotonic()) > 0:
-            woken = alarm.wait(min(left, ACKNOWLEDGED) if self.vacated else left)
-            if not waiter.decided and (woken or self.vacated):
-                # Another account keeps us waiting now, or what gave way to us is not free after all.
+            # Not for longer: a connection may have given way to us, and its port not be free after all.
+            alarm.wait(min(left, ACKNOWLEDGED))
+            if not waiter.decided:
+                # Another account keeps us waiting now, or the port that was promised does not come.
                 self._reclaim(waiter.wants, monotonic())
         now = monotonic()
         self.waited += now - began
@@ -322,6 +390,22 @@ def _ipv6(address: str, port: int) -> Destination:
     if address.startswith("::ffff:") and "." in address:
         return Destination(address[7:], port)
     return Destination("::1" if address == "::" else address, port)
+
+
+@functools.lru_cache(maxsize=1024)
+def _literal(host: str, port: int, family: int) -> Destination | None:
+    """Read an address as getaddrinfo() would; None if it is none, or written in another way than the system's."""
+    if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+        return None
+    kind = family_of(host)
+    try:
+        if family not in (socket.AF_UNSPEC, kind) or socket.inet_ntop(kind, socket.inet_pton(kind, host)) != host:
+            return None
+    except (OSError, ValueError):
+        return None
+    if kind == socket.AF_INET:
+        return Destination("127.0.0.1" if host == "0.0.0.0" else host, port)
+    return _ipv6(host, port)
 
 
 def _nobody() -> None:

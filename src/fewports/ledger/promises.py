@@ -1,0 +1,70 @@
+"""Ports that are about to come free because a connection gives way: never more of them than callers who need one.
+
+Called by a ledger under its lock. State: the promises. Whose port it becomes is the line's business: what counts is
+how many wait for an account, and how many ports are on their way to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from .account import Account, Lease, Waiter, Want, full_accounts
+
+ACKNOWLEDGED = 1.0  # seconds in which a peer acknowledges our FIN; then the port is free, or the peer is gone
+
+
+class Promise:
+    """A port on its way to these accounts: that of *lease*; without one, it is being looked for."""
+
+    __slots__ = ("accounts", "lease", "until")
+
+    def __init__(self, accounts: Iterable[Account], lease: Lease | None, now: float) -> None:
+        self.accounts = frozenset(accounts)
+        self.lease = lease
+        self.until = now + ACKNOWLEDGED
+
+
+class Promises:
+    """Say who may have a connection closed, for a ledger that knows which leases still hold their port."""
+
+    def __init__(self, holds: Callable[[Lease], bool]) -> None:
+        self._holds = holds
+        self._all: list[Promise] = []
+
+    def short(self, account: Account, waiter: Waiter | None = None) -> bool:
+        """Say whether more callers need a port of *account* than are on their way, *waiter* among them."""
+        coming = sum(account in promise.accounts for promise in self._pending())
+        waiters = account.waiters if waiter is None else {*account.waiters, waiter}
+        return coming < sum(not other.decided for other in waiters)
+
+    def seek(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Promise | None:
+        """Let *waiter* look for a connection to close, unless one of *wants* is on its way or free."""
+        self._all = [promise for promise in self._pending() if promise.until > now]
+        if waiter.decided:
+            return None
+        for want in wants:
+            if not any(self.short(account, waiter) for account in full_accounts([want], now)):
+                return None
+        promise = Promise(full_accounts(wants, now), None, now)
+        self._all.append(promise)
+        return promise
+
+    def give(self, lease: Lease, now: float) -> bool:
+        """Let the connection of *lease* give way, if somebody in line for its accounts needs it."""
+        if not any(account.waiters and self.short(account) for account in lease.accounts):
+            return False
+        self._all.append(Promise(lease.accounts, lease, now))
+        return True
+
+    def found(self, promise: Promise, lease: Lease | None) -> None:
+        """Note whose port it is that seek() let be looked for; None if there is none."""
+        if lease is not None:
+            promise.accounts = frozenset(lease.accounts)
+            promise.lease = lease
+        elif promise in self._all:
+            self._all.remove(promise)
+
+    def _pending(self) -> list[Promise]:
+        if self._all:
+            self._all = [promise for promise in self._all if promise.lease is None or self._holds(promise.lease)]
+        return self._all
