@@ -96,6 +96,6 @@ def test_a_long_module_says_why(path: Path) -> None:
     """A module past 400 lines justifies itself in its header, and the longest, the ledger, grows no more."""
     lines = len(path.read_text().splitlines())
 
-    assert lines <= 650
+    assert lines <= 600
     if lines > 400:
         assert "Long" in (ast.get_docstring(ast.parse(path.read_text())) or "")

@@ -35,7 +35,8 @@ from fewports.kernel.diag import State
 from fewports.ledger import local
 from fewports.ledger.account import Account, Lease, Waiter
 from fewports.ledger.closings import OVERTIME, QUESTIONS
-from fewports.ledger.local import FIRST_PAUSE, LAST_PAUSE, Ledger
+from fewports.ledger.lines import FIRST_PAUSE, LAST_PAUSE
+from fewports.ledger.local import Ledger
 from fewports.usage import Usage
 
 SIX = PortSpace(S6, A6)

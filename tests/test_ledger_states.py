@@ -25,7 +25,7 @@ from fewports.kernel.diag import State
 from fewports.ledger import local
 from fewports.ledger.account import Account, Lease, Want
 from fewports.ledger.closings import TIME_WAIT
-from fewports.ledger.local import LAST_PAUSE
+from fewports.ledger.lines import LAST_PAUSE
 
 CAPACITY = 6
 WATCHFUL = 1.2  # seconds within which whoever waits gets a port that the kernel has let go of: the longest pause is 1 s
@@ -459,7 +459,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def nobody_waits_in_vain(self) -> None:
         """Whoever waits for a port that the kernel has let go of has it soon."""
         now = self.clock.now
-        for account in self.ledger._blocked & self.ledger._full:
+        for account in self.ledger._lines.blocked & self.ledger._full:
             assert account.blocked_until >= now - 0.002, "nobody finds out whether the kernel has a port again"
         closings = self.ledger._closings._by_flow
         for caller in self.undecided():

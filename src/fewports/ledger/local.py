@@ -4,12 +4,11 @@ State, all under one plain lock: the accounts, each with its leases; the closing
 their connection, in a heap by the time at which the kernel lets go; and a line per full account.
 An account has a line only while it is full, so whoever finds room may take it without looking.
 
-Long, because it is one lock: what is taken out of here (closings, the hook) is what needs none of it.
+Long, because all its verbs take one lock; the nouns that it guards (accounts, closings, lines) have files of their own.
 """
 
 from __future__ import annotations
 
-import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -38,9 +37,9 @@ from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want, full_
 from .accounts import Accounts
 from .closings import Closings, Referee, kernel_referee, system_capacity
 from .hook import Hook
+from .lines import Lines
 from .promises import Promise, Promises
 
-FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
 _DIALING, _OPEN, _RELEASED = Lease.DIALING, Lease.OPEN, Lease.RELEASED
 CACHED_WANTS = 10_000  # spaces whose accounts are remembered although they hold no port
 
@@ -79,11 +78,11 @@ class Ledger:
         self._leases: set[Lease] = set()
         self._closings = Closings(self._referee)
         self._promises = Promises(self._holds)
-        self._full: set[Account] = set()  # accounts with somebody in line
-        self._blocked: set[Account] = set()
         self._reaped = 0.0
         self._orphans: deque[tuple[Lease, bool, bool]] = deque()  # given back where no lock may be taken
         self._out: deque[Waiter | Event] = deque()  # to be done once the lock is free
+        self._lines = Lines(self._serve, self._out, lambda: self.nudge())
+        self._full = self._lines.full  # accounts with somebody in line
 
     # What users call.
 
@@ -195,7 +194,7 @@ class Ledger:
             waiter.wants = self._current(wants)
             self._catch_up(now)
             if (refuser := self._serve(waiter, waiter.wants, now)) and not waiter.decided:
-                self._line_up(waiter, now)
+                self._lines.join(waiter, now)
                 if waiter.joined is None:
                     waiter.joined = now
                     if self._hook.emits:
@@ -207,7 +206,7 @@ class Ledger:
         """Take *waiter* out of all lines; a lease that it was given and did not use goes back."""
         outcome = waiter.leave()
         with self._lock:
-            self._unline(waiter)
+            self._lines.leave(waiter)
             if isinstance(outcome, Lease) and outcome.state == Lease.DIALING and outcome.socket is None:
                 self._release(outcome, now, None)
             if waiter.joined is not None and self._hook.emits:
@@ -230,9 +229,9 @@ class Ledger:
             if pace:
                 pace.leases.discard(lease)
             if space.backoff or space.blocked_until:
-                self._admit(space, 2, now)
+                self._lines.admit(space, 2, now)
             if self._full:
-                self._grant((space, pace) if pace else (space,), now)
+                self._lines.grant((space, pace) if pace else (space,), now)
             if self._hook.emits:
                 self._out.append(ConnectionOpened(flow, now - lease.reserved))
         if self._out:
@@ -263,9 +262,7 @@ class Ledger:
         """
         with self._lock:
             space = lease.accounts[0]
-            space.backoff = min(LAST_PAUSE, space.backoff * 2 or FIRST_PAUSE)
-            space.blocked_until = now + space.backoff
-            self._blocked.add(space)
+            self._lines.refuse(space, now)
             if self._hook.emits:
                 self._out.append(KernelRefused(lease.space))
             self._release(lease, now, None, unblock=False)
@@ -334,7 +331,7 @@ class Ledger:
             if not self._full:
                 return None
             times = [account.next_question() for account in self._full]
-            times += [account.blocked_until for account in self._blocked]
+            times += [account.blocked_until for account in self._lines.blocked]
             times.append(self._closings.next_due())
             return min(times)
 
@@ -342,9 +339,7 @@ class Ledger:
         """Free what is due, ask the kernel where somebody waits (or, *thorough*, everywhere), serve the line."""
         with self._lock:
             self._catch_up(now)
-            for account in list(self._blocked):
-                if account.blocked_until <= now:
-                    self._probe(account, now)
+            self._lines.probe(now)
             leases = list(self._leases) if now >= self._reaped + GRACE else []
             questions = self._closings.questions(self._full, now)
             if thorough:
@@ -376,7 +371,7 @@ class Ledger:
     def __repr__(self) -> str:
         with self._lock:
             usages = [account.usage() for key, account in self._accounts.items() if key[0] == "range" and account.held]
-            waiting = len({waiter for account in self._full for waiter in account.waiters})
+            waiting = len(self._lines.waiters())
         held = sum(usage.held for usage in usages)
         time_wait = sum(usage.time_wait for usage in usages)
         return f"<Ledger {len(usages)} spaces, {held} held, {time_wait} in TIME_WAIT, {waiting} waiting>"
@@ -397,7 +392,7 @@ class Ledger:
             if waiter.deliver(lease):
                 self._book(lease)
                 if waiter.lines:
-                    self._unline(waiter)
+                    self._lines.leave(waiter)
             return None
         return refuser
 
@@ -439,7 +434,7 @@ class Ledger:
         if not closing:
             self._came_free(lease.want, now, unblock)
         elif self._full and lease.want.pace:
-            self._grant((lease.want.pace,), now)
+            self._lines.grant((lease.want.pace,), now)
 
     def _unbook(self, lease: Lease) -> None:
         holder = lease.holder
@@ -467,82 +462,11 @@ class Ledger:
             if len(account.leases) + len(account.kept) <= account.falls:
                 self._crossed(account)
         if unblock and accounts[0].blocked_until:
-            self._admit(accounts[0], 1, now)
+            self._lines.admit(accounts[0], 1, now)
         if want.pace:
             accounts = (*accounts, want.pace)
         if self._full:
-            self._grant(accounts, now)
-
-    def _grant(self, accounts: Sequence[Account], now: float) -> None:
-        """Serve those in line for any of *accounts* in the order of their coming, while there is room."""
-        while self._grant_one(accounts, now):
-            pass
-
-    def _grant_one(self, accounts: Sequence[Account], now: float) -> bool:
-        """Serve the first in line whom no other account keeps waiting; say whether there was one."""
-        while True:
-            free = [account for account in accounts if account.waiters and not account.full(now)]
-            waiter = min((first for account in free if (first := account.first())), default=None)
-            if waiter is None:
-                return False
-            if not self._serve(waiter, waiter.wants, now):
-                self._unline(waiter)
-                self._out.append(waiter)
-                return True
-            # Another account keeps it waiting: it stands in the line of that one, at its old place. It is
-            # woken, because there may be an idle connection to close; due() may have come nearer as well.
-            for account in waiter.lines.intersection(free):
-                heapq.heappop(account.line)  # who comes first of all is first in each
-                self._leave_line(waiter, account)
-            waiter.lines = waiter.lines.difference(free)
-            self._line_up(waiter, now)
-            self._out.append(waiter)
-            self.nudge()
-
-    def _line_up(self, waiter: Waiter, now: float) -> None:
-        for account in full_accounts(waiter.wants, now):
-            if account not in waiter.lines:
-                waiter.lines = {*waiter.lines, account}
-                account.waiters.add(waiter)
-                self._full.add(account)
-                heapq.heappush(account.line, (waiter.ticket, waiter))
-
-    def _unline(self, waiter: Waiter) -> None:
-        for account in waiter.lines:
-            self._leave_line(waiter, account)
-            account.tidy()
-        waiter.lines = set()
-
-    def _leave_line(self, waiter: Waiter, account: Account) -> None:
-        account.waiters.discard(waiter)
-        if not account.waiters:
-            self._full.discard(account)
-            if account.blocked_until and not account.backoff:
-                self._unblock(account)  # it was for those in line alone, one after the other
-
-    def _admit(self, account: Account, number: int, now: float) -> None:
-        """Let so many callers try where the kernel had no port; the space is free again when no more wait.
-
-        Each success admits two more, so that one free port does not make a hundred of them scan the range.
-        """
-        self._unblock(account)
-        account.backoff = 0.0
-        for _ in range(number):
-            if not self._grant_one((account,), now):
-                break
-        if account.waiters:
-            account.blocked_until = now + LAST_PAUSE
-            self._blocked.add(account)
-
-    def _unblock(self, account: Account) -> None:
-        account.blocked_until = 0.0
-        self._blocked.discard(account)
-
-    def _probe(self, account: Account, now: float) -> None:
-        """Let one caller find out whether the kernel has a port again; the others wait for its news."""
-        backoff = account.backoff
-        self._admit(account, 1, now)
-        account.backoff = backoff
+            self._lines.grant(accounts, now)
 
     def _reap(self, leases: list[Lease], now: float) -> None:
         """Give back what its owner never will. Takes the lock itself, for as little as can be."""
@@ -603,7 +527,7 @@ class Ledger:
             for account in list(self._accounts.values()):
                 account.limit = account.rule.of(capacity)
                 self._crossed(account)
-            self._grant(list(self._full), now)
+            self._lines.grant(list(self._full), now)
         if self._out:
             self._act()
 
@@ -611,7 +535,7 @@ class Ledger:
         """Charge all that is held, and all who wait, to the accounts of a new budget."""
         waiters = {waiter for account in self._full for _, waiter in account.line if not waiter.decided}
         for waiter in waiters:
-            self._unline(waiter)
+            self._lines.leave(waiter)
         for account in list(self._accounts.values()):
             account.limit = 0
         self._accounts = Accounts(self.budget, self._accounts.capacity)
@@ -626,7 +550,7 @@ class Ledger:
         for waiter in sorted(waiters):
             waiter.wants = [self._accounts.same(want) for want in waiter.wants]
             if self._serve(waiter, waiter.wants, now):
-                self._line_up(waiter, now)
+                self._lines.join(waiter, now)
             self._out.append(waiter)
         self.nudge()
 
