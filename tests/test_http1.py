@@ -348,7 +348,7 @@ def test_errors_are_ours_and_pickle() -> None:
 
 def test_errors_quote_little() -> None:
     """However long a wrong line is, the error has a few bytes of it."""
-    assert len(refusal(OK + b"x" * 60000 + b"\r\n").data) == http1.SHOWN
+    assert len(refusal(OK + b"x" * 60000 + b"\r\n").data) == http1.response.SHOWN
 
 
 # 1xx.

@@ -42,6 +42,7 @@ from .. import errors
 from ..address import Destination, Origin
 from ..events import CloseReason
 from ..gated import GatedSocket, gated, pass_on
+from ..http1 import LocalProtocolError, Preset, request_head
 from ..kernel import facts, options
 from ..ledger.account import Lease
 from ..pool import Pool, PoolClosed
@@ -56,17 +57,14 @@ _WITHOUT_BODY = frozenset(
 )  # urllib3 sends no Content-Length: 0 with these
 _IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
-BLOCKS = 64  # different sets of header fields that a connection remembers as bytes
+PRESETS = 64  # different sets of header fields that a connection remembers as bytes
 
 # A path and query in which urllib3 has nothing to encode, and http.client nothing to refuse.
 TARGET = r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-F]{2})*+"
 _is_plain_target = re.compile(TARGET).fullmatch
-_is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch  # RFC 9110, section 5.6.2
-_is_plain_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
 
 Fields = tuple[tuple[str, str], ...]
-Block = tuple[bytes, bytes]  # Content-Length comes between the two
 
 
 class Times(NamedTuple):
@@ -96,7 +94,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     _sent = False  # something of the request that is under way
     receiving = False  # exchange() has sent it
     _unsent = False  # the rest of it
-    _blocks: dict[Fields, Block] | None = None
+    _presets: dict[Fields, Preset] | None = None
     _plain = True  # no subclass has a hand in how requests are sent or responses received
     _http_vsn: int
     _http_vsn_str: str
@@ -148,7 +146,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         """Close the socket; a response that is under way ends there."""
         self.lease = None
         self.deadline = None
-        self._blocks = None
+        self._presets = None
         self._unsent = False
         wire, self.wire = self.wire, None
         if wire is not None:
@@ -326,25 +324,24 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         if method not in _METHODS or not _is_plain_target(url) or self._http_vsn != 11 or self.debuglevel > 0:
             return None
         key = tuple(headers.items())
-        blocks = self._blocks
-        if blocks is None:
-            blocks = self._blocks = {}
+        presets = self._presets
+        if presets is None:
+            presets = self._presets = {}
         try:
-            block = blocks.get(key) or self._remember(blocks, key)
+            preset = presets.get(key) or self._remember(presets, key)
         except TypeError:  # a value without hash
             return None
-        if block is None:
+        if preset is None:
             return None
         if body is None:
             if method in _WITHOUT_BODY:
-                return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), url.encode(), *block), b""
+                return request_head(method, url, (), preset), b""
             body = b""
         elif type(body) is str:
             body = body.encode()
         elif type(body) is not bytes:
             return None
-        line = b"%b %b HTTP/1.1\r\n" % (method.encode(), url.encode())
-        head = b"%b%bContent-Length: %d\r\n%b\r\n" % (line, block[0], len(body), block[1])
+        head = request_head(method, url, (), preset, len(body))
         return (head + body, b"") if len(body) <= TOGETHER else (head, body)
 
     def fileno(self) -> int:
@@ -434,30 +431,30 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             raise NotConnected
         self.connect()
 
-    def _remember(self, blocks: dict[Fields, Block], fields: Fields) -> Block | None:
+    def _remember(self, presets: dict[Fields, Preset], fields: Fields) -> Preset | None:
         """Return Host, what urllib3 adds, and *fields* as bytes; None if any of it is uncommon."""
         host, port = self.host, self.port
         if self._tunnel_host is not None:
             host, port = self._tunnel_host, cast(int, self._tunnel_port)
+        if not host.isascii():
+            return None
         if ":" in host:
             host = f"[{host.partition('%')[0]}]"
-        names = set()
+        given = {"host": ("Host", host if port == self.default_port else f"{host}:{port}")}
+        given["accept-encoding"] = ("Accept-Encoding", "identity")
+        given["user-agent"] = ("User-Agent", _get_default_user_agent())
         for name, value in fields:
-            if type(name) is not str or type(value) is not str or value == SKIP_HEADER:
+            if type(name) is not str or type(value) is not str or value == SKIP_HEADER or name.lower() in _FRAMING:
                 return None
-            if not _is_token(name) or not _is_plain_value(value) or name.lower() in _FRAMING:
-                return None
-            names.add(name.lower())
-        front = "" if "host" in names else f"Host: {host if port == self.default_port else f'{host}:{port}'}\r\n"
-        front += "" if "accept-encoding" in names else "Accept-Encoding: identity\r\n"
-        rest = "" if "user-agent" in names else f"User-Agent: {_get_default_user_agent()}\r\n"
-        rest += "".join([f"{name}: {value}\r\n" for name, value in fields])
-        if not front.isascii():
+            given.pop(name.lower(), None)
+        try:
+            preset = Preset([*given.values(), *fields])
+        except LocalProtocolError:
             return None
-        if len(blocks) >= BLOCKS:
-            blocks.clear()
-        block = blocks[fields] = front.encode(), rest.encode("latin-1")
-        return block
+        if len(presets) >= PRESETS:
+            presets.clear()
+        presets[fields] = preset
+        return preset
 
 
 _OVERRIDABLE = (

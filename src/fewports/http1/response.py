@@ -1,6 +1,5 @@
-"""HTTP/1.1 as bytes: a request head out, a response in. Decides where a message ends and whether the
-connection may be used again; has no socket and no clock, and repairs nothing. It is one long file because
-both directions share one grammar, and each rule has its reason beside it.
+"""HTTP/1.1 responses from bytes. Decides where a message ends and whether the connection may be used again;
+has no socket and no clock, and repairs nothing.
 
 Sections are those of RFC 9112 unless another RFC is named. A ``Reader`` is one of
 
@@ -19,17 +18,17 @@ What the peer sent goes in with receive(); take() gives the body bytes in it. As
 nothing left, ``expects`` bytes of body may also be read straight into a buffer of the caller, and are
 told with took().
 
-Long, because head, framing and body are one state table.
+Long, because head, framing and body are one state table, and each rule has its reason beside it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from .errors import FewportsError
+from .errors import LocalProtocolError, RemoteProtocolError, Truncated
+from .request import TOKEN
 
 MAX_LINE = 65536  # bytes of a line with its CRLF: http.client._MAXLINE
 MAX_FIELDS = 100  # of a head or trailer: http.client._MAXHEADERS
@@ -42,7 +41,6 @@ MAX_LENGTH = 2**63 - 1  # bytes of a body or chunk: what a file offset can be (o
 UNBOUNDED = MAX_LENGTH
 SHOWN = 60  # bytes of the peer's that an error message quotes
 
-LAST_CHUNK = b"0\r\n\r\n"  # section 7.1
 BAD_CHUNK_SIZE = "a bad chunk size line"
 
 # The states. Their values say in an error message where it happened.
@@ -56,13 +54,11 @@ _TRAILER = "the trailer"
 _CLOSE = "the body until close"
 _FAILED = "failed"
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110, section 5.6.2
 _TEXT = r"[\t\x20-\x7e\x80-\xff]*+"  # field-content and reason-phrase: no control character (RFC 9110, section 5.5)
 _STATUS = rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: ({_TEXT}))?\r\n"  # some leave out the SP with the reason
-_FIELD = rf"{_TOKEN}++:{_TEXT}\r\n"
+_FIELD = rf"{TOKEN}++:{_TEXT}\r\n"
 _HEX = r"([0-7]?[0-9A-Fa-f]{1,15})"  # below 2**63; so many leading zeros at most
 
-_is_token = re.compile(rf"{_TOKEN}+").fullmatch
 _match_head = re.compile(rf"{_STATUS}(?:{_FIELD}){{0,{MAX_FIELDS}}}\r\n".encode("latin-1")).match
 _is_status = re.compile(_STATUS.encode("latin-1")).fullmatch
 _is_field = re.compile(_FIELD.encode("latin-1")).fullmatch
@@ -97,137 +93,7 @@ _FIELD_FLAWS = (
     (rb"", "a field name that is no token"),
 )
 
-_SINGLE = frozenset(("content-length", "transfer-encoding", "host"))  # at most one of each in a request
 _NOT_IN_TRAILERS = frozenset(("content-length", "transfer-encoding", "trailer"))  # RFC 9110, section 6.5.1
-
-Field = tuple[str | bytes, str | bytes | int]
-
-
-class ProtocolError(FewportsError):
-    """HTTP/1.1 was broken, by us or by the peer."""
-
-
-class LocalProtocolError(ProtocolError, ValueError):
-    """A request that must not be sent, or a reader used out of turn: a mistake of the caller."""
-
-
-class RemoteProtocolError(ProtocolError):
-    """The peer broke the rules: ``what`` is wrong, ``where``, and the bytes in question (``data``).
-
-    The connection cannot be used again.
-    """
-
-    def __init__(self, what: str, where: str, data: bytes = b"") -> None:
-        self.what, self.where, self.data = what, where, data
-        super().__init__(what, where, data)
-
-    def __str__(self) -> str:
-        return f"{self.what} in {self.where}" + (f": {self.data!r}" if self.data else "")
-
-
-class Truncated(RemoteProtocolError):
-    """The peer closed before the end: ``got`` bytes of body came, ``expected`` more were announced (or None)."""
-
-    def __init__(self, where: str, got: int, expected: int | None) -> None:
-        more = "" if expected is None else f", {expected} more expected"
-        super().__init__(f"the peer closed after {got} bytes of body{more}", where)
-        self.got, self.expected = got, expected
-        self.args = where, got, expected  # for pickle
-
-
-# Requests.
-
-
-def _field_lines(fields: Iterable[Field]) -> tuple[list[str], bytes]:
-    """Return the names in lower case, and the lines; values are latin-1, as those of http.client."""
-    names, lines = [], []
-    for name, value in fields:
-        if not isinstance(name, str):
-            name = name.decode("latin-1")
-        names.append(_checked_name(name))
-        if not isinstance(value, str):
-            value = value.decode("latin-1") if isinstance(value, bytes) else f"{value:d}"
-        lines.append(f"{name}: {value}\r\n")
-    text = "".join(lines)
-    # Names have no line break. So if there are as many as lines, values have none (RFC 9110, section 5.5).
-    if not text.count("\r") == text.count("\n") == len(lines) or "\0" in text:
-        bad = next(line for line in lines if "\0" in line or line.count("\r") + line.count("\n") > 2)
-        raise LocalProtocolError(f"the value of {bad.partition(':')[0]} has CR, LF or NUL in it")  # it may be a secret
-    try:
-        return names, text.encode("latin-1")
-    except UnicodeEncodeError as error:
-        bad = text[error.start]
-        raise LocalProtocolError(f"{bad!r} in a value is not latin-1: encode the value as it is to be sent") from error
-
-
-@lru_cache(1024)
-def _checked_name(name: str) -> str:
-    """Return a field name or method in lower case; it is a token (RFC 9110, sections 5.1 and 9.1)."""
-    if not _is_token(name):
-        raise LocalProtocolError(f"{name!r} is no token, as a method or field name must be (RFC 9110, section 5.6.2)")
-    return name.lower()
-
-
-def _check_framing(names: Iterable[str]) -> None:
-    """Refuse what two readers could understand differently (sections 3.2 and 6.2)."""
-    single = [name for name in names if name in _SINGLE]
-    if len(single) != len(set(single)):
-        raise LocalProtocolError(f"a request has one each of {', '.join(sorted(_SINGLE))} at most")
-    if "content-length" in single and "transfer-encoding" in single:
-        raise LocalProtocolError("a request has Content-Length or Transfer-Encoding, not both")
-
-
-class Preset:
-    """Fields that are the same for many requests (Host, User-Agent, ...), checked and encoded once.
-
-    A request that brings a field of the same name replaces the one here.
-    """
-
-    def __init__(self, fields: Iterable[Field] = ()) -> None:
-        self._fields = tuple(fields)
-        self._rests: dict[frozenset[str], Preset] = {}  # what without() made: callers leave out the same names again
-        self._names, self.lines = _field_lines(self._fields)
-        _check_framing(self._names)
-        self.names = frozenset(self._names)
-
-    def without(self, names: Collection[str]) -> Preset:
-        """Return what is left when the fields with these names (in lower case) are gone."""
-        gone = self.names.intersection(names)
-        if not gone:
-            return self
-        if gone not in self._rests:
-            left = (field for name, field in zip(self._names, self._fields, strict=True) if name not in gone)
-            self._rests[gone] = Preset(left)
-        return self._rests[gone]
-
-
-_NOTHING = Preset()
-
-
-def request_head(method: str, target: str, fields: Iterable[Field] = (), preset: Preset = _NOTHING) -> bytes:
-    """Return the request line, the fields of *preset*, *fields* and the empty line, as bytes to send.
-
-    Raises LocalProtocolError for what would not be one request with one meaning.
-    """
-    _checked_name(method)  # section 3.1: a token, as field names are
-    if not (target and target.isascii() and target.isprintable()) or " " in target:
-        # Section 3.2. A line break would start another request in the name of the caller.
-        raise LocalProtocolError(f"the request target {target!r} is empty or has other than visible ASCII characters")
-    names, lines = _field_lines(fields)
-    if names:
-        preset = preset.without(names)
-        _check_framing([*preset.names, *names])
-    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), target.encode(), preset.lines, lines)
-
-
-def chunk_head(size: int) -> bytes:
-    """Return what goes before *size* bytes of data, which CRLF follows (section 7.1)."""
-    if size <= 0:
-        raise LocalProtocolError("a chunk without data would end the body; LAST_CHUNK does")
-    return b"%x\r\n" % size
-
-
-# Responses.
 
 
 class Head(NamedTuple):
