@@ -4,6 +4,7 @@ from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError, Trun
 from .request import LAST_CHUNK, Field, Preset, chunk_head, request_head
 from .response import (
     BAD_CHUNK_SIZE,
+    BAD_LENGTH,
     MAX_CHUNK_LINE,
     MAX_EXTENSIONS,
     MAX_FIELDS,
@@ -19,6 +20,7 @@ from .response import (
 
 __all__ = [
     "BAD_CHUNK_SIZE",
+    "BAD_LENGTH",
     "LAST_CHUNK",
     "MAX_CHUNK_LINE",
     "MAX_EXTENSIONS",

@@ -39,9 +39,11 @@ MAX_EXTENSIONS = 16 * 1024  # bytes of chunk extensions beyond what the data pay
 MAX_TRAILER = 64 * 1024  # bytes: checksums and timings go there, no cookies
 MAX_LENGTH = 2**63 - 1  # bytes of a body or chunk: what a file offset can be (off_t)
 UNBOUNDED = MAX_LENGTH
+REMEMBERED = 4096  # bytes of a head that an idle connection keeps, to know it again
 SHOWN = 60  # bytes of the peer's that an error message quotes
 
 BAD_CHUNK_SIZE = "a bad chunk size line"
+BAD_LENGTH = "a Content-Length that is not one number"
 
 # The states. Their values say in an error message where it happened.
 _IDLE = "idle"
@@ -109,6 +111,16 @@ class Head(NamedTuple):
         return _find_fields(self.raw.decode("latin-1"))
 
 
+class Known(NamedTuple):
+    """What a head says: ``length`` of the body (-1: chunked), whether to keep the connection, and so on."""
+
+    head: Head
+    length: int | None
+    keep: bool
+    encoded: bool
+    idle_limit: int | None
+
+
 class Reader:
     """What comes in on one connection: begin() once for each request, then receive() until ``done``.
 
@@ -128,6 +140,7 @@ class Reader:
         self._sending = False
         self._data: bytes | memoryview = b""  # the window: what came last,
         self._at = self._end = 0  # and what of it was not used yet
+        self._known: Known | None = None
         self._kept = bytearray()  # of a line or section that is not complete
         self._searched = self._line = 0  # in _kept: the search for LF goes on here; this line began there
         self.done = True
@@ -169,7 +182,7 @@ class Reader:
 
         *sending* means that the body is not out yet: only after sent() can the connection be reused.
         """
-        if not self.reusable:
+        if not (self.done and self._reuse and not self._sending):
             raise LocalProtocolError(f"no request may be sent now: {self!r}, {self.excess} bytes in excess")
         self._reset(method)
         self._state = _HEAD
@@ -291,6 +304,17 @@ class Reader:
 
     def _read_head(self) -> None:
         self.started = True
+        known = self._known
+        if (
+            known is not None
+            and not self._kept
+            and self._data[self._at : self._at + len(known.head.raw)] == known.head.raw
+        ):
+            # The same bytes as last time, the date included: they mean the same.
+            self._at += len(known.head.raw)
+            self.head, length, keep, self.encoded, self.idle_limit = known
+            self._frame(known.head, length, keep)
+            return
         found = None if self._kept else _match_head(self._data, self._at)
         if found is not None and found.end() - self._at <= MAX_LINE:  # so no line of it is longer
             self._at = found.end()
@@ -329,6 +353,7 @@ class Reader:
             keep = b"close" not in tokens and (keep or b"keep-alive" in tokens)
         length = self._content_length(values)
         self.head = head
+        self._known = Known(head, length, keep, self.encoded, self.idle_limit) if len(head.raw) <= REMEMBERED else None
         self._frame(head, length, keep)
 
     def _content_length(self, values: dict[bytes, bytes]) -> int | None:
@@ -348,7 +373,7 @@ class Reader:
         digits = length.rstrip(b" \t")  # bytes.isdigit() knows ASCII only
         if not digits.isdigit() or len(digits) > 19 or int(digits) > MAX_LENGTH:
             # A list of equal numbers could be accepted (RFC 9110, section 8.6), but who sends it is confused.
-            raise self._refuse("a Content-Length that is not one number", _HEAD, length)
+            raise self._refuse(BAD_LENGTH, _HEAD, length)
         return int(digits)
 
     def _frame(self, head: Head, length: int | None, keep: bool) -> None:

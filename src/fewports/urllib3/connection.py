@@ -49,7 +49,7 @@ from ..pool import Pool, PoolClosed
 from ..sync.dial import dial, resolve
 from ..sync.wire import TOGETHER, Wire
 from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
-from .response import BadResponse, Response, receive
+from .response import BadLength, BadResponse, Response, receive
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
 _WITHOUT_BODY = frozenset(
@@ -276,7 +276,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             wire.reader.begin(self._method, sending=self._unsent)
         try:
             response = receive(wire, asked, self._http_vsn_str)
-        except (ConnectionError, BadResponse):
+        except (ConnectionError, BadResponse, BadLength):
             if not self.unanswered(self._method):  # who asks that next has yet to see it
                 self.close()
             raise
@@ -291,13 +291,12 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
         ``receiving`` says afterwards how far it came.
         """
-        wire = self._wired()
-        if times.deadline is None:
-            wire.deadline = None
-            wire.patience(times.connect)
-        else:
-            wire.deadline = times.deadline
-            wire.patience(times.connect)
+        wire = self.wire
+        if wire is None or wire.sock is not self.sock:
+            wire = self._wired()
+        wire.patience(times.connect)
+        wire.deadline = times.deadline
+        if times.deadline is not None:
             wire.hurry()
         self.receiving = False
         wire.reader.begin(asked.request_method)
@@ -309,7 +308,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
                 raise
         self.receiving = True
         self.timeout = times.read
-        wire.patience(times.read)
+        if times.read != times.connect or times.deadline is not None:
+            wire.patience(times.read)
         response = receive(wire, asked, "HTTP/1.1")
         if not wire.reader.persists:
             self.sock = self.wire = None

@@ -40,6 +40,14 @@ class Known(NamedTuple):
     options: dict[str, Any]
 
 
+class Recent(NamedTuple):
+    """The pool that was asked for last: there is nothing to look up, and nothing to reorder."""
+
+    origin: str
+    options: dict[str, Any]
+    pool: HTTPConnectionPool
+
+
 class PoolManager(urllib3.PoolManager):
     """urllib3's PoolManager, behind the gate.
 
@@ -70,6 +78,7 @@ class PoolManager(urllib3.PoolManager):
         self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age)
         super().__init__(num_pools, headers, **connection_pool_kw)
         self._known: dict[str, Known] = {}  # by origin
+        self._recent: Recent | None = None
         self._answering: dict[int, HTTPConnectionPool] = {}  # by thread: what is to become of a response it has
         self.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
@@ -95,10 +104,10 @@ class PoolManager(urllib3.PoolManager):
             pool = self._pool_of(found[1])
         if pool is None:
             return super().urlopen(method, url, redirect, **kw)
-        options = {**kw, "assert_same_host": False, "redirect": False}
+        kw["assert_same_host"] = kw["redirect"] = False
         if "headers" not in kw:
-            options["headers"] = self.headers
-        response = pool.urlopen(method, found[2] or "/", **options)  # type: ignore[index]
+            kw["headers"] = self.headers
+        response = pool.urlopen(method, found[2] or "/", **kw)  # type: ignore[index]
         if not redirect or response.status not in REDIRECTS or not isinstance(response, Response):
             return response
         # Where it goes from here is urllib3's to say: it gets this pool, and from it this response.
@@ -118,11 +127,15 @@ class PoolManager(urllib3.PoolManager):
 
     def _pool_of(self, origin: str) -> HTTPConnectionPool | None:
         """Return the pool of *origin*, the front of a URL; None where it is not one of ours, or the port is bad."""
-        known = self._known.get(origin)
         options = self.connection_pool_kw
+        recent = self._recent
+        if recent is not None and recent.origin == origin and recent.options == options and len(self.pools):
+            return recent.pool
+        known = self._known.get(origin)
         if known is not None and known.options == options:
             pool = self.pools.get(known.key)
             if pool is not None:
+                self._recent = Recent(origin, known.options, cast(HTTPConnectionPool, pool))
                 return cast(HTTPConnectionPool, pool)
         try:
             scheme, _, host, port, *_ = parse_url(origin)
@@ -145,6 +158,7 @@ class PoolManager(urllib3.PoolManager):
 
     def clear(self) -> None:
         """Close all idle connections now, also those of pools that somebody still refers to, and forget the pools."""
+        self._recent = None
         pools = [self.pools.get(key) for key in self.pools.keys()]  # noqa: SIM118 - it cannot be iterated
         for pool in pools:
             if isinstance(pool, HTTPConnectionPool):
@@ -154,6 +168,7 @@ class PoolManager(urllib3.PoolManager):
     def _new_pool(
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
     ) -> urllib3.HTTPConnectionPool:
+        self._recent = None  # it may have to go for the new one
         # The gate is no part of the key by which pools are found: it is the manager's, the same for all.
         if issubclass(self.pool_classes_by_scheme[scheme], HTTPConnectionPool):
             request_context = dict(self.connection_pool_kw if request_context is None else request_context)

@@ -223,18 +223,23 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if self.answers and (answer := self.answers.pop(get_ident(), None)):
             return answer
         begun = None
-        if not chunked and not response_kw and release_conn in (None, preload_content):
+        if not chunked and not response_kw and (release_conn is None or release_conn is preload_content):
             policy = self.retries if retries is None else retries
             if not isinstance(policy, Retry):
                 policy = Retry.from_int(policy, redirect=redirect)
-            asked = _ResponseOptions(method, url, preload_content, decode_content, True)
-            begun = self._straight(asked, body, self.headers if headers is None else headers, policy, timeout)
-            if begun and isinstance(response := begun.outcome, Response) and self._final(response, policy, redirect):
-                if preload_content:
-                    self._put_conn(begun.conn)
-                return response
-        if begun:
-            self._begun[get_ident()] = begun
+            if (conn := self._take_idle()) is not None:
+                asked = _ResponseOptions(method, url, preload_content, decode_content, True)
+                outcome = self._straight(conn, asked, body, self.headers if headers is None else headers, timeout)
+                if isinstance(outcome, Response):
+                    if policy.history:
+                        outcome.retries = policy
+                    else:
+                        outcome._retries = policy
+                    if _final(outcome.status, policy, redirect):
+                        if preload_content:
+                            self._keep(conn)
+                        return outcome
+                begun = self._begun[get_ident()] = Begun(conn, outcome)
         try:
             return super().urlopen(
                 method,
@@ -258,50 +263,43 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 begun.conn.close()
                 self._put_conn(begun.conn)
 
-    def _straight(self, asked: _ResponseOptions, body: Any, headers: Any, policy: Retry, timeout: Any) -> Begun | None:
-        """Make a plain request on an idle connection; None if it is not plain, or no connection is idle."""
-        kind = type(self)
-        if not (kind._get_conn is _get_conn and kind._put_conn is _put_conn and kind._make_request is _make_request):
-            return None
-        if self.proxy is not None or not len(self.home) or not self._PRIVATE.isdisjoint(self.__dict__):
-            return None
-        times = self._times(timeout)
-        if times is None or (conn := self._take_idle()) is None:
-            return None
+    def _straight(
+        self, conn: HTTPConnection, asked: _ResponseOptions, body: Any, headers: Any, timeout: Any
+    ) -> Response | Exception | None:
+        """Make a plain request on *conn*; None if it is not plain, or is to be made again on a new connection."""
         try:
-            if not conn._plain or (self.scheme == "https" and not conn.is_verified):  # urllib3 warns each time
-                return Begun(conn, None)
+            times = self._times(timeout)
+            if times is None or not conn._plain or (self.scheme == "https" and not conn.is_verified):
+                return None  # without verification urllib3 warns each time
             data = conn.encode(asked.request_method, asked.request_url, body, headers)
             if data is None:
-                return Begun(conn, None)
+                return None
             self.num_requests += 1
             response = conn.exchange(data, asked, times)
         except Exception as error:
-            if conn.unanswered(asked.request_method):
-                conn.end(CloseReason.PEER_CLOSED)
-                return Begun(conn, None)
-            return Begun(conn, error)
+            if not conn.unanswered(asked.request_method):
+                return error
+            conn.end(CloseReason.PEER_CLOSED)
+            return None
         except BaseException:
             conn.close()
             self._put_conn(conn)
             raise
-        if policy.history:
-            response.retries = policy
-        else:
-            response._retries = policy
         response._pool = self
         if not asked.preload_content:
             response._connection = conn
         if stock_log.isEnabledFor(logging.DEBUG):
             self._log(asked, response)
-        return Begun(conn, response)
+        return response
 
-    def _final(self, response: Response, policy: Retry, redirect: bool) -> bool:
-        """Say whether urllib3 would return *response* as it is."""
-        status = response.status
-        if type(policy) is not Retry or policy.status_forcelist or status in policy.RETRY_AFTER_STATUS_CODES:
-            return False
-        return not (redirect and status in REDIRECTS)
+    def _keep(self, conn: HTTPConnection) -> None:
+        """Give back *conn*, whose response has been read."""
+        if conn.sock is None:
+            self.give_back(conn)
+            return
+        for other, reason in self.home.give_back(conn, monotonic()):
+            other.end(reason)
+        timer.watch_pool(self.home)
 
     def _times(self, timeout: Any) -> Times | None:
         """Return what *timeout* means for a request on a connection that stands; None if it is no plain value."""
@@ -322,7 +320,12 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         return Times(connect, total if read is None else min(total, read), monotonic() + total)
 
     def _take_idle(self) -> HTTPConnection | None:
-        """Take an idle connection that is alive; None if there is none."""
+        """Take an idle connection that is alive, for a request that may go straight; None if there is none."""
+        kind = type(self)
+        if not (kind._get_conn is _get_conn and kind._put_conn is _put_conn and kind._make_request is _make_request):
+            return None
+        if self.proxy is not None or not len(self.home) or not self._PRIVATE.isdisjoint(self.__dict__):
+            return None
         try:
             found, endings = self.home.take(monotonic())
         except PoolClosed:
@@ -471,6 +474,13 @@ def connection_from_url(url: str, **kw: Any) -> HTTPConnectionPool:
     scheme = scheme or "http"
     kind = HTTPSConnectionPool if scheme == "https" else HTTPConnectionPool
     return kind(host, port=port or port_by_scheme.get(scheme, 80), **kw)
+
+
+def _final(status: int, policy: Retry, redirect: bool) -> bool:
+    """Say whether urllib3 would return a response with *status* as it is."""
+    if type(policy) is not Retry or policy.status_forcelist or status in policy.RETRY_AFTER_STATUS_CODES:
+        return False
+    return not (redirect and status in REDIRECTS)
 
 
 def _repeatable(args: tuple[Any, ...], keywords: dict[str, Any], conn: HTTPConnection) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import urllib3
 from urllib3 import HTTPHeaderDict
-from urllib3.exceptions import InvalidChunkLength, ProtocolError
+from urllib3.exceptions import InvalidChunkLength, InvalidHeader, ProtocolError
 from urllib3.response import BytesQueueBuffer
 
 from .. import http1
@@ -28,6 +28,10 @@ class BadResponse(http1.RemoteProtocolError, http.client.HTTPException):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.error,)
+
+
+class BadLength(http1.RemoteProtocolError, InvalidHeader):
+    """The peer gave more than one Content-Length, or none that is a number; an InvalidHeader, as in urllib3."""
 
 
 class Body:
@@ -318,6 +322,8 @@ def receive(wire: Wire, asked: Any, version: str) -> Response:
     except http1.RemoteProtocolError as error:
         if isinstance(error, http1.Truncated) and not reader.started and not reader.interim:
             raise http.client.RemoteDisconnected("Remote end closed connection without response") from None
+        if error.what == http1.BAD_LENGTH:
+            raise BadLength(error.what, error.where, error.data) from error
         raise BadResponse(error) from error
     return respond(wire, head, asked.request_method, asked.request_url, asked, version)
 
