@@ -918,3 +918,25 @@ def test_repr() -> None:
 
     assert before == "<Reader the head, 0 bytes of body>"
     assert repr(reader) == "<Reader the body, 3 bytes of body, not to be used again>"
+
+
+def test_the_same_head_again() -> None:
+    """A head of the same bytes says the same, whatever came before; the method says again whether a body follows."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Encoding: gzip\r\nKeep-Alive: timeout=7\r\n\r\n"
+    reader = Reader()
+    for method, body in (("GET", b"abc"), ("HEAD", b""), ("GET", b"xyz"), ("GET", b"...")):
+        reader.begin(method)
+        reader.receive(head + body)
+
+        assert bytes(reader.take()) == body
+        assert reader.done
+        assert reader.reusable
+        assert (reader.head and reader.head.raw, reader.length, reader.encoded, reader.idle_limit) == (
+            head,
+            len(body),
+            True,
+            7,
+        )
+    reader.begin("GET")
+    reader.receive(head[:-4] + b"0\r\n\r\n" + b"abc")
+    assert reader.idle_limit == 70

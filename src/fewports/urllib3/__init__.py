@@ -10,9 +10,10 @@ from .connection import HTTPConnection, HTTPSConnection
 from .gate import BudgetExhausted, Gate, NoUsableSource
 from .manager import PoolManager, ProxyManager, proxy_from_url
 from .pool import HTTPConnectionPool, HTTPSConnectionPool, connection_from_url
-from .response import BadResponse, Body, Response
+from .response import BadLength, BadResponse, Body, Response
 
 __all__ = [
+    "BadLength",
     "BadResponse",
     "Body",
     "BudgetExhausted",

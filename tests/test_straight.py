@@ -1,0 +1,620 @@
+"""Requests that go straight, and where they leave the straight way: repeats, deadlines, faults, urllib3 itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import urllib3
+from faces import BODY, counts, fresh_server, until
+from support.scripted import Peer, Scripted
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
+from urllib3.util import Retry, Timeout
+
+import fewports
+from fewports.urllib3 import BadLength, BadResponse, HTTPConnectionPool, PoolManager, Response
+
+NO_RETRY: dict[str, Any] = {"retries": False}
+
+
+@contextlib.contextmanager
+def talking(*handlers: Callable[[Peer], None], **options: Any) -> Iterator[tuple[HTTPConnectionPool, Scripted]]:
+    """A pool of ours and the server that it talks to; afterwards no port is held."""
+    book = fewports.Ledger()
+    with Scripted(*handlers) as server:
+        pool = HTTPConnectionPool("127.0.0.1", server.port, ledger=book, **options)
+        try:
+            yield pool, server
+        finally:
+            pool.close()
+        assert until(lambda: counts(book)[:2] == (0, 0))
+
+
+def serve(count: int, *fields: str, body: bytes = b"ok") -> Callable[[Peer], None]:
+    """Answer so many requests, and close without a word."""
+
+    def handler(peer: Peer) -> None:
+        for _ in range(count):
+            assert peer.request()
+            peer.answer(body, *fields)
+
+    return handler
+
+
+def then(first: Callable[[Peer], None], second: Callable[[Peer], None]) -> Callable[[Peer], None]:
+    def handler(peer: Peer) -> None:
+        first(peer)
+        second(peer)
+
+    return handler
+
+
+def read_and_close(peer: Peer) -> None:
+    """Take a request and close: the client has seen an idle connection, sent, and gets no byte."""
+    assert peer.request()
+
+
+def read_and_reset(peer: Peer) -> None:
+    assert peer.request()
+    peer.reset()
+
+
+# Safe repeats.
+
+
+@pytest.mark.parametrize("end", [read_and_close, read_and_reset], ids=["FIN", "RST"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("body", [None, b"x" * 10, "text"], ids=["no body", "bytes", "str"])
+def test_an_idempotent_request_is_repeated(end: Callable[[Peer], None], method: str, body: Any) -> None:
+    """A kept connection that ends before a byte of the response costs no retry: the request goes out on a new one."""
+    seen: list[bytes] = []
+
+    def last(peer: Peer) -> None:
+        seen.append(peer.request())
+        peer.answer(b"")
+
+    with talking(then(serve(1), end), last) as (pool, server):
+        assert pool.urlopen("GET", "/", **NO_RETRY).data == b"ok"
+        answer = pool.urlopen(method, "/again", body=body, **NO_RETRY)
+
+        assert answer.status == 200
+        assert server.accepted == 2
+        assert seen[0].startswith(f"{method} /again ".encode())
+        assert seen[0].endswith(
+            b"\r\n\r\n"
+            + (
+                {None: b""}.get(body) or (body or "x")[:0] or b""
+                if body is None
+                else body.encode()
+                if isinstance(body, str)
+                else body
+            )
+        )
+
+
+@pytest.mark.parametrize("end", [read_and_close, read_and_reset], ids=["FIN", "RST"])
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_what_may_have_had_an_effect_is_not_repeated(end: Callable[[Peer], None], method: str) -> None:
+    """A POST whose bytes went out is never sent a second time, neither by us nor by urllib3's default retries."""
+    with talking(then(serve(1), end), serve(1)) as (pool, server):
+        pool.urlopen("GET", "/")
+        with pytest.raises(ProtocolError, match="Connection aborted"):
+            pool.urlopen(method, "/", body=b"order")
+
+        assert server.accepted == 1
+        assert pool.urlopen("GET", "/").data == b"ok"
+
+
+def test_what_never_went_out_is_repeated() -> None:
+    """Where not a byte of a POST was accepted by the kernel, it is sent on a new connection."""
+    gone = threading.Event()
+
+    def first(peer: Peer) -> None:
+        peer.request()
+        peer.answer()
+        peer.reset()
+        gone.set()
+
+    with talking(first, serve(1)) as (pool, server):
+        pool.urlopen("GET", "/")
+        assert gone.wait(5)
+        with mock.patch.object(fewports.sync.wire.Wire, "silent", True):  # it went between our look and our send
+            answer = pool.urlopen("POST", "/", body=b"order", **NO_RETRY)
+
+        assert answer.data == b"ok"
+        assert server.accepted == 2
+
+
+def test_a_new_connection_that_ends_is_no_reason_to_repeat() -> None:
+    """On a connection that never answered, an end without a byte is the caller's to see."""
+    with talking(read_and_close, serve(1)) as (pool, server):
+        with pytest.raises(ProtocolError):
+            pool.urlopen("GET", "/", **NO_RETRY)
+
+        assert server.accepted == 1
+
+
+def test_a_byte_of_the_response_ends_all_repeating() -> None:
+    """Once a byte of the response came, the request is not sent again."""
+
+    def stub(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"H")
+
+    with talking(then(serve(1), stub), serve(1)) as (pool, server):
+        pool.urlopen("GET", "/")
+        with pytest.raises(ProtocolError):
+            pool.urlopen("GET", "/", **NO_RETRY)
+
+        assert server.accepted == 1
+
+
+def test_an_iterator_is_not_repeated_once_begun() -> None:
+    """A body that can be read but once is not sent again after the first byte of it."""
+    with talking(then(serve(1), read_and_close), serve(1)) as (pool, server):
+        pool.urlopen("GET", "/")
+        with pytest.raises(ProtocolError):
+            pool.urlopen("PUT", "/", body=iter([b"a", b"b"]), headers={"Content-Length": "2"}, **NO_RETRY)
+
+        assert server.accepted == 1
+
+
+# Time-outs.
+
+
+def drip(data: bytes, pause: float = 0.02) -> Callable[[Peer], None]:
+    """Send *data* byte by byte."""
+
+    def handler(peer: Peer) -> None:
+        peer.request()
+        for number in range(len(data)):
+            peer.send(data[number : number + 1])
+            time.sleep(pause)  # the drip itself is what is tested
+        peer.end()
+
+    return handler
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
+@pytest.mark.parametrize("where", ["interim", "head", "body", "chunks"])
+def test_total_is_a_deadline_for_the_whole_exchange(where: str, kept: bool) -> None:
+    """A server that drips, always a byte before the read time-out, cannot hold a request longer than total."""
+    data = {
+        "interim": b"HTTP/1.1 102 Processing\r\n\r\n" * 10,
+        "head": b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 200,
+        "body": b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + b"x" * 200,
+        "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 50,
+    }[where]
+    server = then(serve(1), drip(data)) if kept else drip(data)
+    with talking(server) as (pool, _):
+        if kept:
+            pool.urlopen("GET", "/")
+        began = time.monotonic()
+        with pytest.raises(ReadTimeoutError):
+            pool.urlopen("GET", "/", timeout=Timeout(total=0.3, read=5), **NO_RETRY)
+
+        assert 0.28 < time.monotonic() - began < 1.5
+
+
+def test_without_preload_total_ends_with_the_head() -> None:
+    """Who streams the body himself has the read time-out for each piece, as in urllib3."""
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n"
+
+    def handler(peer: Peer) -> None:
+        peer.request()
+        peer.send(data)
+        drip(b"x" * 20)(peer)
+
+    def whole(peer: Peer) -> None:
+        peer.request()
+        peer.send(data)
+        for _ in range(20):
+            peer.send(b"x")
+            time.sleep(0.02)  # longer in all than total
+
+    with talking(whole) as (pool, _):
+        answer = pool.urlopen("GET", "/", timeout=Timeout(total=0.2), preload_content=False, **NO_RETRY)
+
+        assert answer.read() == b"x" * 20
+
+
+def test_a_deadline_is_forgotten_with_its_request() -> None:
+    """After a request with a total, the next on the same connection has all the time that it asks for."""
+
+    def slow(peer: Peer) -> None:
+        peer.request()
+        peer.answer()
+        peer.request()
+        time.sleep(0.4)  # longer than the total of the first
+        peer.answer()
+
+    with talking(slow) as (pool, server):
+        assert pool.urlopen("GET", "/", timeout=Timeout(total=0.2)).data == b"ok"
+        assert pool.urlopen("GET", "/", timeout=None, **NO_RETRY).data == b"ok"
+        assert server.accepted == 1
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"X-Field: value\r\n",
+        b"x" * 1000,
+    ],
+    ids=["interim", "fields", "line"],
+)
+def test_an_endless_head_ends_without_a_time_out(endless: bytes) -> None:
+    """However long the server goes on with 1xx, fields or one line, a bound on bytes ends it."""
+
+    def handler(peer: Peer) -> None:
+        peer.request()
+        if not endless.startswith(b"HTTP"):
+            peer.send(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(100_000):
+            peer.send(endless)
+
+    with talking(handler) as (pool, _), pytest.raises(ProtocolError) as caught:
+        pool.urlopen("GET", "/", timeout=None, **NO_RETRY)
+
+    assert isinstance(caught.value.args[1], BadResponse)
+
+
+@pytest.mark.parametrize("endless", [b"1;" + b"e" * 1000 + b"\r\nx\r\n", b"0\r\n" + b"X: y\r\n" * 20_000])
+def test_endless_chunk_extensions_and_trailers_end(endless: bytes) -> None:
+    """What is no data costs a bounded number of bytes, whatever the time-outs."""
+
+    def handler(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(1000):
+            peer.send(endless)
+
+    with talking(handler) as (pool, _), pytest.raises(ProtocolError):
+        pool.urlopen("GET", "/", timeout=None, **NO_RETRY)
+
+
+# Faults of the peer.
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+        b"HTTP/1.1 200 OK\r\nX: a\rb\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+    ],
+    ids=["both", "space", "fold", "LF", "CR", "NUL", "upgrade", "chunk", "coding", "foreign"],
+)
+def test_a_broken_response_is_an_error_and_ends_its_connection(bad: bytes, kept: bool) -> None:
+    """What two readers could understand differently is a ProtocolError; the next request has a new connection."""
+
+    def break_rules(peer: Peer) -> None:
+        peer.request()
+        peer.send(bad)
+        peer.end()
+
+    first = then(serve(1), break_rules) if kept else break_rules
+    with talking(first, serve(1)) as (pool, server):
+        if kept:
+            pool.urlopen("GET", "/")
+        with pytest.raises(ProtocolError) as caught:
+            pool.urlopen("GET", "/", **NO_RETRY)
+
+        assert isinstance(caught.value.args[1], BadResponse)
+        assert pool.urlopen("GET", "/", **NO_RETRY).data == b"ok"
+        assert server.accepted == 2
+
+
+def test_two_content_lengths_are_an_invalid_header() -> None:
+    """A second Content-Length raises urllib3's InvalidHeader, as with stock urllib3; equal ones do, too."""
+    for lengths in ("2\r\nContent-Length: 3", "2\r\nContent-Length: 2", "2, 2", "+2", "two"):
+
+        def handler(peer: Peer, lengths: str = lengths) -> None:
+            peer.request()
+            peer.send(f"HTTP/1.1 200 OK\r\nContent-Length: {lengths}\r\n\r\nok".encode())
+            peer.end()
+
+        with talking(handler) as (pool, _), pytest.raises(BadLength) as caught:
+            pool.urlopen("GET", "/", **NO_RETRY)
+        assert isinstance(caught.value, urllib3.exceptions.InvalidHeader)
+
+
+@pytest.mark.parametrize(
+    "extra", [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", b"\r\n", b"x"], ids=["response", "CRLF", "byte"]
+)
+def test_bytes_after_the_end_are_for_nobody(extra: bytes) -> None:
+    """What comes after a response is never taken for the next one: the connection is not used again."""
+
+    def handler(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + extra)
+        peer.end()
+
+    with talking(handler, serve(1, body=b"good")) as (pool, server):
+        assert pool.urlopen("GET", "/", **NO_RETRY).data == b"ok"
+        assert pool.urlopen("GET", "/", **NO_RETRY).data == b"good"
+        assert server.accepted == 2
+
+
+def test_a_response_before_the_request_ended() -> None:
+    """An early response during an upload is returned, as by urllib3, and the connection is not used again."""
+
+    def refuse(peer: Peer) -> None:
+        peer.sock.recv(1000)
+        peer.answer(b"too large", "Connection: close", status="413 Content Too Large")
+
+    for kind in (HTTPConnectionPool, urllib3.HTTPConnectionPool):
+        with Scripted(refuse, serve(1)) as server, kind("127.0.0.1", server.port) as pool:
+            answer = pool.urlopen("POST", "/", body=iter([b"x" * 1_000_000] * 50), retries=False)
+
+            assert (answer.status, answer.data) in ((413, b"too large"), (413, b""))
+            assert pool.urlopen("GET", "/", **NO_RETRY).data == b"ok"
+            assert server.accepted == 2
+
+
+# Bodies.
+
+
+def echo(peer: Peer) -> None:
+    while data := peer.request():
+        peer.answer(data.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_384, 16_385, 3_000_000])
+@pytest.mark.parametrize("kind", ["bytes", "str", "bytearray", "file", "iterator"])
+def test_uploads_arrive_whole(size: int, kind: str) -> None:
+    """Bodies of all kinds and sizes go out as they are, on new and on kept connections."""
+    data = b"a" * size
+    with talking(echo) as (pool, server):
+        for _ in range(2):
+            body = {
+                "bytes": data,
+                "str": data.decode(),
+                "bytearray": bytearray(data),
+                "file": io.BytesIO(data),
+                "iterator": iter([data[: size // 2], data[size // 2 :]]),
+            }[kind]
+            fields = {} if kind in ("bytes", "str", "bytearray") else {"Content-Length": str(size)}
+
+            assert pool.urlopen("PUT", "/", body=body, headers=fields, **NO_RETRY).data == data
+        assert server.accepted == 1
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    with fresh_server() as one:
+        yield one
+
+
+WAYS: dict[str, Callable[[Any], bytes]] = {
+    "data": lambda response: response.data,
+    "read": lambda response: response.read(),
+    "read by 7000": lambda response: b"".join(iter(lambda: response.read(7000), b"")),
+    "read by 100,000": lambda response: b"".join(iter(lambda: response.read(100_000), b"")),
+    "read1": lambda response: b"".join(iter(lambda: response.read1(5000), b"")),
+    "stream": lambda response: b"".join(response.stream(4096)),
+    "iterate": lambda response: b"".join(response),
+    "buffered": lambda response: io.BufferedReader(response).read(),
+    "raw": lambda response: response.read(decode_content=False),
+    "some and rest": lambda response: response.read(10) + response.read1(10) + response.read(),
+}
+
+
+@pytest.mark.parametrize("path", ["/bytes?n=1", "/bytes?n=200000", "/chunked?n=200000", "/"])
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_to_read_gives_the_whole_body(server: Any, path: str, way: str) -> None:
+    """However a body is read, it is the one that stock urllib3 reads, and the connection is used again after it."""
+    book = fewports.Ledger()
+    with urllib3.PoolManager() as stock, PoolManager(ledger=book) as http:
+        expected = WAYS[way](stock.request("GET", server.url + path, preload_content=False))
+        for _ in range(2):
+            response = http.request("GET", server.url + path, preload_content=False)
+
+            assert WAYS[way](response) == expected
+            assert response.closed
+            assert until(lambda: counts(book)[:2] == (0, 1))
+
+
+def test_a_stream_needs_no_memory_for_the_body(server: Any) -> None:
+    """A body of 30 MB that is streamed takes less than 1 MB of memory at any time."""
+    with PoolManager(ledger=fewports.Ledger()) as http:
+        response = http.request("GET", server.url + "/bytes?n=30000000", preload_content=False)
+        tracemalloc.start()
+        try:
+            size = sum(map(len, response.stream(65536)))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+        assert size == 30_000_000
+        assert peak < 1_000_000
+
+
+def test_a_whole_body_is_in_memory_once(server: Any) -> None:
+    """A body that is read at once is received into the very bytes that are returned."""
+    with PoolManager(ledger=fewports.Ledger()) as http:
+        tracemalloc.start()
+        try:
+            body = http.request("GET", server.url + "/bytes?n=30000000").data
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+        assert len(body) == 30_000_000
+        assert peak < 32_000_000
+
+
+# What is urllib3's.
+
+
+def test_a_response_is_urllib3s(server: Any) -> None:
+    """The straight way gives urllib3's response: its type, its fields, and all that is made when somebody looks."""
+    with urllib3.PoolManager() as stock, PoolManager(ledger=fewports.Ledger()) as http:
+        for manager in (stock, http):
+            manager.request("GET", server.url + "/")  # the next goes straight
+        theirs, ours = (manager.request("GET", server.url + "/") for manager in (stock, http))
+
+        assert type(ours) is Response
+        assert isinstance(ours, urllib3.HTTPResponse)
+        assert isinstance(ours.headers, urllib3.HTTPHeaderDict)
+        names = "status reason version version_string data url closed chunked msg length_remaining decode_content"
+        for name in names.split():
+            assert getattr(ours, name) == getattr(theirs, name), name
+        for call in ("json", "geturl", "tell", "isclosed", "get_redirect_location", "readable", "read", "getheaders"):
+            given, expected = getattr(ours, call)(), getattr(theirs, call)()
+            assert (given if call != "getheaders" else set(given)) == (
+                expected if call != "getheaders" else set(expected)
+            ), call
+        assert ours.json() == BODY
+        assert ours.retries.total == theirs.retries.total  # type: ignore[union-attr]
+        assert [*ours.stream()] == [*theirs.stream()] == []
+        for one in (ours, theirs):
+            with pytest.raises(RuntimeError):
+                one.shutdown()
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "500 Oops", "429 Slow Down", "301 Moved", "204 No Content"])
+def test_statuses_end_as_in_urllib3(status: str) -> None:
+    """Retries, redirects and their absence come out as with stock urllib3, from the straight way, too."""
+    seen = []
+    for kind in (HTTPConnectionPool, urllib3.HTTPConnectionPool):
+
+        def handler(peer: Peer) -> None:
+            while peer.request():
+                body = b"" if status.startswith("204") else b"body"
+                peer.answer(body, "Location: /there", "Retry-After: 0", status=status)
+
+        with Scripted(handler, handler, handler) as server, kind("127.0.0.1", server.port) as pool:
+            for policy in (None, False, 1, Retry(2, status_forcelist=[500]), Retry(1, redirect=False)):
+                for redirect in (True, False):
+                    try:
+                        answer = pool.urlopen("GET", "/", retries=policy, redirect=redirect)
+                        told = [entry[1:] for entry in answer.retries.history]  # type: ignore[union-attr]
+                        seen.append((answer.status, answer.data, len(told), answer.geturl()))
+                    except HTTPError as error:
+                        seen.append((type(error), type(getattr(error, "reason", None))))
+    half = len(seen) // 2
+
+    assert seen[:half] == seen[half:]
+    assert half == 10
+
+
+class Asked(HTTPConnectionPool):
+    """A subclass that has a hand in each request."""
+
+    def _make_request(self, conn: Any, method: str, url: str, *args: Any, **keywords: Any) -> Any:
+        return super()._make_request(conn, method, url + "?asked", *args, **keywords)
+
+
+def test_a_subclass_is_asked_each_time() -> None:
+    """Where a subclass, an object or a patch replaces a step of urllib3, that step is taken for every request."""
+    lines: list[bytes] = []
+
+    def handler(peer: Peer) -> None:
+        while data := peer.request():
+            lines.append(data.partition(b"\r\n")[0])
+            peer.answer()
+
+    with Scripted(handler) as server, Asked("127.0.0.1", server.port) as pool:
+        for _ in range(3):
+            pool.urlopen("GET", "/")
+
+        assert lines == [b"GET /?asked HTTP/1.1"] * 3
+    with talking(handler) as (pool, _):
+        pool.urlopen("GET", "/")
+        with mock.patch.object(pool, "_make_request", wraps=pool._make_request) as step:
+            pool.urlopen("GET", "/")
+        with mock.patch.object(
+            HTTPConnectionPool, "_get_conn", autospec=True, side_effect=HTTPConnectionPool._get_conn
+        ) as take:
+            pool.urlopen("GET", "/")
+
+        assert (step.call_count, take.call_count) == (1, 1)
+
+
+def test_what_a_manager_was_told_in_between_counts(server: Any) -> None:
+    """A manager whose arguments or headers are changed between two requests uses the new ones at once."""
+    with PoolManager(ledger=fewports.Ledger()) as http:
+        for _ in range(2):
+            http.request("GET", server.url + "/")
+        http.connection_pool_kw["maxsize"] = 3
+        http.request("GET", server.url + "/")
+        assert len(http.pools) == 2
+        http.connection_pool_kw["socket_options"] = options = [(6, 1, 1)]
+        http.request("GET", server.url + "/")
+        options.append((1, 9, 1))
+        http.request("GET", server.url + "/")
+
+        assert len(http.pools) == 4
+        http.clear()
+        assert http.request("GET", server.url + "/").json() == BODY
+        assert len(http.pools) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [
+        ({"X": "a\r\nEvil: b"}, ValueError),
+        ({"X\r\nEvil": "b"}, ValueError),
+        ({"X": "a\nb"}, ValueError),
+        ({"X": "\u20ac"}, UnicodeEncodeError),
+        ({"X": None}, TypeError),
+    ],
+    ids=["value", "name", "LF", "not latin-1", "None"],
+)
+def test_bad_fields_are_refused_as_in_urllib3(headers: Any, error: type[Exception]) -> None:
+    """What would forge a request raises what stock urllib3 raises, and the connection is not lost for others."""
+    with talking(serve(1), serve(1)) as (pool, _):
+        pool.urlopen("GET", "/")
+        with pytest.raises(error):
+            pool.urlopen("GET", "/", headers=headers, **NO_RETRY)
+
+        assert pool.urlopen("GET", "/").data == b"ok"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Host": "other", "User-Agent": "me", "Accept-Encoding": "gzip"},
+        {"host": urllib3.util.SKIP_HEADER, "user-agent": urllib3.util.SKIP_HEADER},
+        {"X": b"bytes", b"Y": "z"},
+        {"X": "caf\xe9"},
+        {"X": 5},
+        urllib3.HTTPHeaderDict([("A", "1"), ("A", "2"), ("b", "3")]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "get", "PURGE"])
+@pytest.mark.parametrize("target", ["/", "/a%2fb?q=%c3%a9&x=[1]", "/\u00e9?\u00fc", "/a b", "//x/../y"])
+def test_requests_have_the_fields_of_urllib3(headers: Any, method: str, target: str) -> None:
+    """The request line and the fields are those that stock urllib3 sends, straight or not."""
+    heads: list[list[bytes]] = []
+    for kind in (HTTPConnectionPool, urllib3.HTTPConnectionPool):
+
+        def handler(peer: Peer) -> None:
+            while data := peer.request():
+                line, *fields = data.partition(b"\r\n\r\n")[0].split(b"\r\n")
+                heads.append([line, *sorted(field for field in fields if not field.startswith(b"Host: 127."))])
+                peer.answer()
+
+        with Scripted(handler) as server, kind("127.0.0.1", server.port) as pool:
+            for _ in range(2):
+                pool.urlopen(method, target, body=b"abc" if method == "POST" else None, headers=headers)
+
+    assert heads[0] == heads[1] == heads[2] == heads[3]
