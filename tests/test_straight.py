@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import requests
 import urllib3
 from faces import BODY, counts, fresh_server, until
 from support.scripted import Peer, Scripted
@@ -19,6 +20,7 @@ from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 from urllib3.util import Retry, Timeout
 
 import fewports
+import fewports.requests
 from fewports.urllib3 import BadLength, BadResponse, HTTPConnectionPool, PoolManager, Response
 
 NO_RETRY: dict[str, Any] = {"retries": False}
@@ -225,6 +227,20 @@ def test_without_preload_total_ends_with_the_head() -> None:
         assert answer.read() == b"x" * 20
 
 
+def test_with_requests_total_bounds_the_body_that_is_read_at_once() -> None:
+    """A Session that does not stream reads the body before the deadline; one that streams has the read time-out."""
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + b"x" * 200
+    with Scripted(drip(data), drip(data)) as server, fewports.requests.Session(ledger=fewports.Ledger()) as session:
+        began = time.monotonic()
+        with pytest.raises(requests.ConnectionError, match="timed out"):
+            session.get(server.url, timeout=Timeout(total=1.2, read=5))
+
+        assert 1.1 < time.monotonic() - began < 2.5
+        response = session.get(server.url, timeout=Timeout(total=1.2, read=5), stream=True)
+        assert response.raw.read(60) == b"x" * 60  # 1.2 s
+        response.close()
+
+
 def test_a_deadline_is_forgotten_with_its_request() -> None:
     """After a request with a total, the next on the same connection has all the time that it asks for."""
 
@@ -365,6 +381,25 @@ def test_a_response_before_the_request_ended() -> None:
             assert (answer.status, answer.data) in ((413, b"too large"), (413, b""))
             assert pool.urlopen("GET", "/", **NO_RETRY).data == b"ok"
             assert server.accepted == 2
+
+
+def test_a_server_that_says_how_long_it_keeps_is_heeded() -> None:
+    """With Keep-Alive: timeout=N a connection is retired before the server closes it; without, it has its own time."""
+
+    def handler(peer: Peer) -> None:
+        for fields in (["Keep-Alive: timeout=9"], ["Keep-Alive: max=100, timeout=1"], []):
+            peer.request()
+            peer.answer(b"ok", *fields)
+        peer.end()
+
+    with talking(handler) as (pool, server):
+        left = []
+        for _ in range(3):
+            pool.urlopen("GET", "/", **NO_RETRY)
+            left.append(round((pool.home.due() or 0) - time.monotonic(), 1))
+
+        assert left == [8.0, 0.5, 55.0]
+        assert server.accepted == 1
 
 
 # Bodies.

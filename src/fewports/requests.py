@@ -35,6 +35,7 @@ from .ledger.local import Ledger
 from .pool import AGE_LIMIT, IDLE_LIMIT
 from .source import Sources
 from .urllib3 import Gate, PoolManager, proxy_from_url
+from .urllib3 import Response as StraightResponse
 
 __all__ = ["Adapter", "BudgetExhausted", "NoUsableSource", "Session", "mount"]
 
@@ -156,11 +157,14 @@ class Adapter(HTTPAdapter):
             with suppress(ValueError):  # requests says so in its turn
                 keywords["timeout"] = _timeout(timeout)
         try:
-            return super().send(request, *args, **keywords)
+            response = super().send(request, *args, **keywords)
         except errors.BudgetExhausted as error:
             raise BudgetExhausted(error, request) from error
         except errors.NoUsableSource as error:
             raise NoUsableSource(error, request) from error
+        if keywords.get("stream") is False and isinstance(response.raw, StraightResponse):
+            response.raw.hurry()  # a session reads the body at once
+        return response
 
     def get_connection_with_tls_context(
         self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None

@@ -57,6 +57,7 @@ _WITHOUT_BODY = frozenset(
 )  # urllib3 sends no Content-Length: 0 with these
 _IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
+MARGIN = 1.0  # seconds before the server's time is over in which a request may not arrive in time
 PRESETS = 64  # different sets of header fields that a connection remembers as bytes
 
 # A path and query in which urllib3 has nothing to encode, and http.client nothing to refuse.
@@ -86,6 +87,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     lease: Lease | None = None
     idle_since: float = 0.0
     expires: float = inf
+    aged: float = inf  # when it is too old; the server may have asked for less
     wait: float | None = None  # seconds in line for a port; None: as long as the budget says
     wire: Wire | None = None
     deadline: float | None = None  # for the response, where the time-out has a total
@@ -140,7 +142,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             raise
         self.lease = lease
         if self.home is not None:
-            self.expires = self.home.expiry(monotonic())
+            self.expires = self.aged = self.home.expiry(monotonic())
 
     def close(self) -> None:
         """Close the socket; a response that is under way ends there."""
@@ -181,6 +183,12 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             self.sock = self.lease = None
             sock.close()
         self.close()
+
+    def heed(self, now: float) -> None:
+        """Keep the connection no longer than the server does, as it said with its last response."""
+        # RFC 9112 leaves "Keep-Alive: timeout=" to RFC 2068, section 19.7.1. A request must arrive before that.
+        limit = self.wire.reader.idle_limit if self.wire is not None else None
+        self.expires = self.aged if limit is None else min(self.aged, now + max(limit - MARGIN, limit / 2))
 
     def alive(self) -> bool:
         """Say whether the connection, which is idle, is still there: nothing came, not even its end."""
@@ -402,7 +410,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         self.sock, other.sock = other.sock, None
         self.lease, other.lease = other.lease, None
         self.wire, other.wire = other.wire, None
-        self.expires = other.expires
+        self.expires, self.aged = other.expires, other.aged
         self.is_verified = other.is_verified
         self.proxy_is_verified = other.proxy_is_verified
         self._has_connected_to_proxy = other._has_connected_to_proxy

@@ -111,6 +111,7 @@ class PoolManager(urllib3.PoolManager):
         if not redirect or response.status not in REDIRECTS or not isinstance(response, Response):
             return response
         # Where it goes from here is urllib3's to say: it gets this pool, and from it this response.
+        del kw["redirect"]
         self._answering[get_ident()] = pool
         pool.answers[get_ident()] = response
         try:

@@ -168,9 +168,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             conn.leave_to_response()
             self.give_back(conn)
             return
-        for other, reason in self.home.give_back(conn, monotonic()):
-            other.end(reason)
-        timer.watch_pool(self.home)
+        self._keep(conn)
 
     def _new_conn(self) -> BaseHTTPConnection:
         made = super()._new_conn()
@@ -236,8 +234,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                     else:
                         outcome._retries = policy
                     if _final(outcome.status, policy, redirect):
-                        if preload_content:
+                        if preload_content and conn.sock is not None:
                             self._keep(conn)
+                        elif preload_content:
+                            self.give_back(conn)
                         return outcome
                 begun = self._begun[get_ident()] = Begun(conn, outcome)
         try:
@@ -293,11 +293,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         return response
 
     def _keep(self, conn: HTTPConnection) -> None:
-        """Give back *conn*, whose response has been read."""
-        if conn.sock is None:
-            self.give_back(conn)
-            return
-        for other, reason in self.home.give_back(conn, monotonic()):
+        """Give back *conn*, on which nothing is under way."""
+        now = monotonic()
+        conn.heed(now)
+        for other, reason in self.home.give_back(conn, now):
             other.end(reason)
         timer.watch_pool(self.home)
 

@@ -221,6 +221,7 @@ class Response(urllib3.HTTPResponse):
     _body = None
     _fp_bytes_read = 0
     _encoded = False
+    _until: float | None = None  # the deadline of its request
     auto_close = True
     enforce_content_length = True
     decode_content = True
@@ -256,6 +257,13 @@ class Response(urllib3.HTTPResponse):
         # Asked when the object is dropped, too.
         body = self.__dict__.get("_fp")
         return (body is None or body.isclosed()) if self.auto_close else super().closed
+
+    def hurry(self) -> None:
+        """Have the body come before the deadline of the request, if it has one: it is going to be read at once."""
+        body = self.__dict__.get("_fp")
+        wire = body._open() if isinstance(body, Body) else None
+        if wire is not None:
+            wire.deadline = self._until
 
     def read(self, amt: int | None = None, decode_content: bool | None = None, cache_content: bool = False) -> bytes:
         if self._encoded or self._decoder_initialized or (amt is not None and amt <= 0):
@@ -360,6 +368,7 @@ def respond(wire: Wire, head: http1.Head, method: str, url: str, asked: Any, ver
     if preload:
         response._body = response.read(decode_content=response.decode_content)
     elif wire.deadline is not None:
+        response._until = wire.deadline
         wire.unhurried()
     return response
 
