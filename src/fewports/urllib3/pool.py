@@ -168,7 +168,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             conn.leave_to_response()
             self.give_back(conn)
             return
-        self._keep(conn)
+        now = monotonic()
+        conn.heed(now)
+        for other, reason in self.home.give_back(conn, now):
+            other.end(reason)
+        timer.watch_pool(self.home)
 
     def _new_conn(self) -> BaseHTTPConnection:
         made = super()._new_conn()
@@ -225,21 +229,25 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             policy = self.retries if retries is None else retries
             if not isinstance(policy, Retry):
                 policy = Retry.from_int(policy, redirect=redirect)
-            if (conn := self._take_idle()) is not None:
-                asked = _ResponseOptions(method, url, preload_content, decode_content, True)
-                outcome = self._straight(conn, asked, body, self.headers if headers is None else headers, timeout)
-                if isinstance(outcome, Response):
-                    if policy.history:
-                        outcome.retries = policy
-                    else:
-                        outcome._retries = policy
-                    if _final(outcome.status, policy, redirect):
-                        if preload_content and conn.sock is not None:
-                            self._keep(conn)
-                        elif preload_content:
-                            self.give_back(conn)
+            asked = _ResponseOptions(method, url, preload_content, decode_content, True)
+            conn = None
+            try:
+                conn = self._take_idle()
+                if conn is not None:
+                    outcome = self._straight(conn, asked, body, self.headers if headers is None else headers, timeout)
+                    if isinstance(outcome, Response) and self._ours(outcome, policy, redirect):
+                        if preload_content:
+                            # Interrupted here, a bounded pool has a place less: between two owners nobody gives back.
+                            conn, done = None, conn
+                            self.give_back(done)
                         return outcome
-                begun = self._begun[get_ident()] = Begun(conn, outcome)
+                    begun = self._begun[get_ident()] = Begun(conn, outcome)
+            except BaseException:
+                self._begun.pop(get_ident(), None)
+                if conn is not None:
+                    conn.close()
+                    self._put_conn(conn)
+                raise
         try:
             return super().urlopen(
                 method,
@@ -281,10 +289,6 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 return error
             conn.end(CloseReason.PEER_CLOSED)
             return None
-        except BaseException:
-            conn.close()
-            self._put_conn(conn)
-            raise
         response._pool = self
         if not asked.preload_content:
             response._connection = conn
@@ -292,13 +296,16 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             self._log(asked, response)
         return response
 
-    def _keep(self, conn: HTTPConnection) -> None:
-        """Give back *conn*, on which nothing is under way."""
-        now = monotonic()
-        conn.heed(now)
-        for other, reason in self.home.give_back(conn, now):
-            other.end(reason)
-        timer.watch_pool(self.home)
+    def _ours(self, response: Response, policy: Retry, redirect: bool) -> bool:
+        """Say whether urllib3 would return *response* as it is, and give it what it was asked with."""
+        if policy.history:
+            response.retries = policy
+        else:
+            response._retries = policy
+        status = response.status
+        if type(policy) is not Retry or policy.status_forcelist or status in policy.RETRY_AFTER_STATUS_CODES:
+            return False
+        return not (redirect and status in REDIRECTS)
 
     def _times(self, timeout: Any) -> Times | None:
         """Return what *timeout* means for a request on a connection that stands; None if it is no plain value."""
@@ -473,13 +480,6 @@ def connection_from_url(url: str, **kw: Any) -> HTTPConnectionPool:
     scheme = scheme or "http"
     kind = HTTPSConnectionPool if scheme == "https" else HTTPConnectionPool
     return kind(host, port=port or port_by_scheme.get(scheme, 80), **kw)
-
-
-def _final(status: int, policy: Retry, redirect: bool) -> bool:
-    """Say whether urllib3 would return a response with *status* as it is."""
-    if type(policy) is not Retry or policy.status_forcelist or status in policy.RETRY_AFTER_STATUS_CODES:
-        return False
-    return not (redirect and status in REDIRECTS)
 
 
 def _repeatable(args: tuple[Any, ...], keywords: dict[str, Any], conn: HTTPConnection) -> bool:
