@@ -24,6 +24,7 @@ FLOORS = {
     "dial": 4.1,
     "sync": 5.0,
     "tcp": 6.0,
+    "_own": 6.0,
     "urllib3": 6.1,
     "socks": 6.2,
     "_prepared": 6.2,

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Iterable
 from http.cookiejar import CookieJar
 from operator import attrgetter, is_
-from types import FunctionType
 from typing import Any, NamedTuple, cast
 
 import requests
@@ -27,7 +25,9 @@ from requests.exceptions import InvalidHeader
 from requests.models import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
-__all__ = ["KEPT", "Preparing", "is_own", "keep", "place", "requests_own"]
+from ._own import is_own, own
+
+__all__ = ["KEPT", "Preparing", "keep", "place"]
 
 KEPT = 256  # entries in each table, at most
 
@@ -36,39 +36,23 @@ _cookies, _sessions, _utils = cast(
 )  # the stubs leave out much of what is used here
 
 
-def requests_own(owner: object, name: str) -> Any:
-    """Return requests' function of that name; if somebody put another in its place, what equals nothing."""
-    found = getattr(owner, name, None)
-    function = found.fget if isinstance(found, property) else found
-    if type(function) is not FunctionType or function.__code__.co_name != name:
-        return object()
-    home = str(function.__module__)
-    own = home.startswith("requests.") and function.__globals__ is vars(sys.modules[home])  # a wrapper has its maker's
-    return found if own else object()
-
-
-def is_own(method: Any, own: object) -> bool:
-    """Say whether *method*, of a class or an instance, is still requests' *own*: then its work may be left out."""
-    return getattr(method, "__func__", method) is own
-
-
-_PREPARE_REQUEST = requests_own(requests.Session, "prepare_request")
-_MERGE_SETTINGS = requests_own(requests.Session, "merge_environment_settings")
-_PATH_URL = requests_own(PreparedRequest, "path_url")
+_PREPARE_REQUEST = own("requests", requests.Session, "prepare_request")
+_MERGE_SETTINGS = own("requests", requests.Session, "merge_environment_settings")
+_PATH_URL = own("requests", PreparedRequest, "path_url")
 _STEPS = (
     *("__init__", "prepare", "prepare_method", "prepare_url", "prepare_headers", "prepare_cookies", "prepare_body"),
     *("prepare_content_length", "prepare_auth", "prepare_hooks"),
 )
 _preparing = attrgetter(*_STEPS)
-_PREPARED_BY = tuple(requests_own(PreparedRequest, step) for step in _STEPS)
+_PREPARED_BY = tuple(own("requests", PreparedRequest, step) for step in _STEPS)
 _proxying = attrgetter("get_environ_proxies", "should_bypass_proxies", "getproxies", "proxy_bypass")
 _PROXIED_BY = (
-    requests_own(requests.utils, "get_environ_proxies"),
-    requests_own(requests.utils, "should_bypass_proxies"),
+    own("requests", requests.utils, "get_environ_proxies"),
+    own("requests", requests.utils, "should_bypass_proxies"),
     urllib.request.getproxies_environment,  # elsewhere the system is asked, too
     urllib.request.proxy_bypass_environment,  # type: ignore[attr-defined]
 )
-_GET_NETRC_AUTH = requests_own(requests.utils, "get_netrc_auth")
+_GET_NETRC_AUTH = own("requests", requests.utils, "get_netrc_auth")
 
 # URLs that prepare_url() leaves as they are: nothing to encode, to decode or to resolve. A test compares.
 _PLAIN_URL = re.compile(

@@ -151,6 +151,7 @@ class Pool(Generic[C]):
         woken: list[Waiter] = []
         with self._lock:
             self.used -= 1
+            connection.idle_since = now
             if self.closed:
                 endings.append((connection, CloseReason.POOL_CLOSED))
             elif connection.expires <= now:
@@ -162,7 +163,6 @@ class Pool(Generic[C]):
             elif not self.keeps:
                 endings.append((connection, CloseReason.POOL_CLOSED))
             else:
-                connection.idle_since = now
                 if lease:
                     lease.idle = True
                 self._idle.append(connection)

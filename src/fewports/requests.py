@@ -29,7 +29,8 @@ from urllib3 import HTTPHeaderDict
 from urllib3.util import Retry, Timeout
 
 from . import errors
-from ._prepared import KEPT, Preparing, is_own, keep, place, requests_own
+from ._own import is_own, own
+from ._prepared import KEPT, Preparing, keep, place
 from .budget import Budget
 from .ledger.local import Ledger
 from .pool import AGE_LIMIT, IDLE_LIMIT
@@ -43,15 +44,15 @@ _adapters, _sessions, _extract_cookies = cast(
     "tuple[Any, ...]", (requests.adapters, requests.sessions, requests.cookies.extract_cookies_to_jar)
 )  # the stubs leave out much of what is used here
 
-_SEND = requests_own(HTTPAdapter, "send")
-_ADD_HEADERS = requests_own(HTTPAdapter, "add_headers")
-_GET_CONNECTION = requests_own(HTTPAdapter, "get_connection_with_tls_context")
-_KEY_ATTRIBUTES = requests_own(HTTPAdapter, "build_connection_pool_key_attributes")
-_REQUEST_URL = requests_own(HTTPAdapter, "request_url")
-_BUILD_RESPONSE = requests_own(HTTPAdapter, "build_response")
+_SEND = own("requests", HTTPAdapter, "send")
+_ADD_HEADERS = own("requests", HTTPAdapter, "add_headers")
+_GET_CONNECTION = own("requests", HTTPAdapter, "get_connection_with_tls_context")
+_KEY_ATTRIBUTES = own("requests", HTTPAdapter, "build_connection_pool_key_attributes")
+_REQUEST_URL = own("requests", HTTPAdapter, "request_url")
+_BUILD_RESPONSE = own("requests", HTTPAdapter, "build_response")
 _CONNECTION_FROM_HOST = PoolManager.connection_from_host
-_SESSION_SEND = requests_own(requests.Session, "send")
-_RESOLVE_REDIRECTS = requests_own(requests.Session, "resolve_redirects")
+_SESSION_SEND = own("requests", requests.Session, "send")
+_RESOLVE_REDIRECTS = own("requests", requests.Session, "resolve_redirects")
 
 
 class BudgetExhausted(errors.BudgetExhausted, RequestsConnectionError):
@@ -149,7 +150,8 @@ class Adapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **keywords: Any) -> requests.Response:
         timeout = keywords.get("timeout")
         if (
-            (timeout is None or type(timeout) in (int, float))
+            not args
+            and (timeout is None or type(timeout) in (int, float))
             and is_own(super().send, _SEND)
             and is_own(self.add_headers, _ADD_HEADERS)  # it is shown the time-out
             and _adapters.TimeoutSauce is Timeout

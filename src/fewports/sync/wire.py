@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import select
 import socket
+import ssl
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -25,7 +27,19 @@ class Wire:
     ``deadline`` (monotonic, or None) bounds whatever is received, beside the time-out of each call.
     """
 
-    __slots__ = ("_poll", "_timeout", "_waits", "closed", "deadline", "failure", "parted", "reader", "sock", "used")
+    __slots__ = (
+        "_pending",
+        "_poll",
+        "_timeout",
+        "_waits",
+        "closed",
+        "deadline",
+        "failure",
+        "parted",
+        "reader",
+        "sock",
+        "used",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -38,6 +52,12 @@ class Wire:
         self._timeout: object = self  # what the socket has now; not known yet
         self._waits: float | None = None
         self._poll: Any = None
+        self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # what TLS has read ahead
+
+    @property
+    def clean(self) -> bool:
+        """Say whether the last response has ended with nothing behind it, so that another request may follow."""
+        return self.reader.reusable and not self.closed and not (self._pending and self._pending())
 
     @property
     def silent(self) -> bool:
@@ -45,7 +65,7 @@ class Wire:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.sock, select.POLLIN)
-        return not self._poll.poll(0)
+        return not self._poll.poll(0) and not (self._pending and self._pending())
 
     def patience(self, timeout: float | None) -> None:
         """Have each call wait for *timeout* seconds at most; None is for ever."""
@@ -53,6 +73,10 @@ class Wire:
         if timeout != self._timeout:
             self._timeout = timeout
             self.sock.settimeout(timeout)
+
+    def unknown(self) -> None:
+        """Learn that somebody else may have set a time-out."""
+        self._timeout = self
 
     def send(self, data: bytes) -> bool:
         """Send all of *data*; False where the peer had closed and not a byte went out."""
@@ -63,8 +87,8 @@ class Wire:
             return True
         try:
             count = send(data)
-        except (BrokenPipeError, ConnectionResetError):
-            return False
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            return False  # of TLS: not a record
         if count < len(data):
             self.sock.sendall(memoryview(data)[count:])
         return True
@@ -110,12 +134,10 @@ class Wire:
             if reader.length is None:
                 return self._read_on()
             size = reader.expects
-        if reader.ready >= min(size, reader.expects):
+        ready = reader.ready
+        if ready and (ready >= size or (ready == reader.expects and reader.length is not None)):
             piece = reader.take(size)
-            if len(piece) == size or reader.done:
-                return piece if type(piece) is bytes else bytes(piece)
-            left = self.read(size - len(piece))  # the rest of it is in the next chunk
-            return b"".join((piece, left))
+            return piece if type(piece) is bytes else bytes(piece)
         file = io.BufferedReader(_Into(self), 1)  # it has the kernel write into the very bytes that it returns
         if size <= AT_ONCE:
             return file.read(size)

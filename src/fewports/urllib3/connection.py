@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from http.client import (  # type: ignore[attr-defined]
@@ -58,7 +59,12 @@ _WITHOUT_BODY = frozenset(
 _IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
 MARGIN = 1.0  # seconds before the server's time is over in which a request may not arrive in time
-PRESETS = 64  # different sets of header fields that a connection remembers as bytes
+PRESETS = 16  # different sets of header fields that a connection remembers as bytes
+
+REMEMBERED = 2048  # bytes of such a set at most: there may be thousands of idle connections
+
+# What says that the peer has ended the connection; a time-out does not.
+ENDS = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 # A path and query in which urllib3 has nothing to encode, and http.client nothing to refuse.
 TARGET = r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-F]{2})*+"
@@ -95,6 +101,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     _failure: Exception | None = None
     _sent = False  # something of the request that is under way
     receiving = False  # exchange() has sent it
+    outcome: Response | Exception | None = None  # of a request that urllib3 is to go on with
+    until: float | None = None  # the deadline of a request that is to be made again
     _unsent = False  # the rest of it
     _presets: dict[Fields, Preset] | None = None
     _plain = True  # no subclass has a hand in how requests are sent or responses received
@@ -147,7 +155,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     def close(self) -> None:
         """Close the socket; a response that is under way ends there."""
         self.lease = None
-        self.deadline = None
+        self.deadline = self.outcome = self.until = None
         self._presets = None
         self._unsent = False
         wire, self.wire = self.wire, None
@@ -168,7 +176,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     def settled(self) -> bool:
         """Say whether no response is under way, so that another request may follow."""
         wire = self.wire
-        if self.__state != _CS_IDLE or (wire is not None and (wire.closed or not wire.reader.reusable)):
+        if self.__state != _CS_IDLE or (wire is not None and not wire.clean):
             return False
         response = self.__response  # where http.client read it: for a subclass, or for debuglevel
         return response is None or response.isclosed()
@@ -195,13 +203,15 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         wire = self.wire
         return not connection.is_connection_dropped(self) if wire is None else not wire.closed and wire.silent
 
-    def unanswered(self, method: str) -> bool:
+    def unanswered(self, method: str, error: Exception) -> bool:
         """Say whether the request that failed may be sent again: it met the end of a connection that was kept.
 
         Either not a byte of it went out, or it has no more effect twice than once, and not a byte came back.
         """
         wire = self.wire
-        if wire is None or not wire.used or wire.reader.started:
+        if wire is None or not wire.used or not isinstance(error, ENDS):
+            return False  # nothing says that the peer has ended it
+        if wire.reader.started and not wire.reader.done:
             return False
         return not self._sent or method in _IDEMPOTENT
 
@@ -213,17 +223,22 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
                 raise CannotSendRequest("the response before has not been read")
             self.close()
         self._sent = False
+        if self.sock is not None:
+            self._ready()
         super().putrequest(*args, **keywords)
 
     def send(self, data: Any) -> None:
         """Send *data*, as http.client does."""
-        if self._sent or self.sock is None or type(data) is not bytes or self.debuglevel > 0:
-            if self.deadline is not None and self.wire is not None:
-                self.wire.hurry()
+        if self.sock is None:
+            self._open()
+            self._ready()
+        wire = self._wired()
+        wire.hurry()
+        if self._sent or type(data) is not bytes or self.debuglevel > 0:
             super().send(data)
             self._sent = True
         else:
-            self._send(self._wired(), data, b"")
+            self._send(wire, data, b"")
 
     def request(  # type: ignore[override]
         self,
@@ -273,6 +288,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         """Receive a response, with the results of urllib3."""
         asked = self._response_options
         if asked is None or self.sock is None or self.debuglevel > 0 or self.response_class is not HTTPResponse:
+            self.wire = None  # http.client reads, and sets the time-outs
             return super().getresponse()
         self._response_options = None
         if self.__state != _CS_REQ_SENT:
@@ -284,8 +300,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             wire.reader.begin(self._method, sending=self._unsent)
         try:
             response = receive(wire, asked, self._http_vsn_str)
-        except (ConnectionError, BadResponse, BadLength):
-            if not self.unanswered(self._method):  # who asks that next has yet to see it
+        except (ConnectionError, BadResponse, BadLength) as error:
+            if not self.unanswered(self._method, error):  # who asks that next has yet to see it
                 self.close()
             raise
         self.__state = _CS_IDLE
@@ -330,6 +346,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         None if there is anything uncommon in it: http.client sees to that.
         """
         if method not in _METHODS or not _is_plain_target(url) or self._http_vsn != 11 or self.debuglevel > 0:
+            return None
+        if self.response_class is not HTTPResponse:
             return None
         key = tuple(headers.items())
         presets = self._presets
@@ -424,6 +442,13 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             wire = self.wire = Wire(self.sock)
         return wire
 
+    def _ready(self) -> None:
+        """Give the socket the time-outs of the request that begins; urllib3 may have set others."""
+        wire = self._wired()
+        wire.unknown()
+        wire.patience(_seconds(self.timeout))
+        wire.deadline = self.deadline
+
     def _send(self, wire: Wire, data: bytes, rest: bytes) -> None:
         sys.audit("http.client.send", self, data)
         self._sent = True
@@ -459,9 +484,10 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             preset = Preset([*given.values(), *fields])
         except LocalProtocolError:
             return None
-        if len(presets) >= PRESETS:
-            presets.clear()
-        presets[fields] = preset
+        if len(preset.lines) <= REMEMBERED:
+            if len(presets) >= PRESETS:
+                presets.clear()
+            presets[fields] = preset
         return preset
 
 

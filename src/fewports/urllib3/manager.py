@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from threading import get_ident
 from typing import Any, NamedTuple, cast
 
 import urllib3
@@ -17,8 +16,7 @@ from ..pool import AGE_LIMIT, IDLE_LIMIT
 from ..source import Sources
 from .connection import TARGET
 from .gate import Gate
-from .pool import REDIRECTS, HTTPConnectionPool, HTTPSConnectionPool, end_all
-from .response import Response
+from .pool import REDIRECTS, Answer, HTTPConnectionPool, HTTPSConnectionPool, end_all
 
 ORIGINS = 1000  # that a manager remembers; what is not remembered is looked up as urllib3 does
 
@@ -27,9 +25,11 @@ _split_plain = re.compile(rf"(https?://[A-Za-z0-9.:\[\]\-]+)(?:(?!.*/\.)({TARGET
 
 
 # What the way from a URL to its pool goes through; a subclass that has a hand in it gets urllib3's own way.
-_STEPS = (
-    *("connection_from_host", "connection_from_context", "connection_from_pool_key"),
-    *("request_encode_url", "_merge_pool_kwargs", "_proxy_requires_url_absolute_form"),
+_STEPS = frozenset(
+    (
+        *("connection_from_host", "connection_from_context", "connection_from_pool_key"),
+        *("request_encode_url", "_merge_pool_kwargs", "_proxy_requires_url_absolute_form"),
+    )
 )
 
 
@@ -79,7 +79,6 @@ class PoolManager(urllib3.PoolManager):
         super().__init__(num_pools, headers, **connection_pool_kw)
         self._known: dict[str, Known] = {}  # by origin
         self._recent: Recent | None = None
-        self._answering: dict[int, HTTPConnectionPool] = {}  # by thread: what is to become of a response it has
         self.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
     def request(
@@ -99,32 +98,24 @@ class PoolManager(urllib3.PoolManager):
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
         """Make a request, with the arguments, results and exceptions of urllib3."""
+        given = kw.get("pool_timeout")
+        if type(given) is Answer:  # urllib3 follows a redirect
+            kw["pool_timeout"] = given.pool_timeout
         pool = None
-        if self._direct and (found := _split_plain(url)):
+        if self._direct and _STEPS.isdisjoint(self.__dict__) and (found := _split_plain(url)):
             pool = self._pool_of(found[1])
-        if pool is None:
+        if pool is None or type(pool).urlopen is not HTTPConnectionPool.urlopen:
             return super().urlopen(method, url, redirect, **kw)
         kw["assert_same_host"] = kw["redirect"] = False
         if "headers" not in kw:
             kw["headers"] = self.headers
         response = pool.urlopen(method, found[2] or "/", **kw)  # type: ignore[index]
-        if not redirect or response.status not in REDIRECTS or not isinstance(response, Response):
+        if not redirect or response.status not in REDIRECTS:
             return response
-        # Where it goes from here is urllib3's to say: it gets this pool, and from it this response.
+        # Where it goes from here is urllib3's to say; from the pool that it finds it gets this response.
         del kw["redirect"]
-        self._answering[get_ident()] = pool
-        pool.answers[get_ident()] = response
-        try:
-            return super().urlopen(method, url, redirect, **kw)
-        finally:
-            self._answering.pop(get_ident(), None)
-            pool.answers.pop(get_ident(), None)
-
-    def connection_from_host(self, *args: Any, **keywords: Any) -> urllib3.HTTPConnectionPool:
-        """Return the pool of an origin, as urllib3 does."""
-        if self._answering and (pool := self._answering.pop(get_ident(), None)):
-            return pool
-        return super().connection_from_host(*args, **keywords)
+        kw["pool_timeout"] = Answer(response, kw.get("pool_timeout"))
+        return super().urlopen(method, url, redirect, **kw)
 
     def _pool_of(self, origin: str) -> HTTPConnectionPool | None:
         """Return the pool of *origin*, the front of a URL; None where it is not one of ours, or the port is bad."""

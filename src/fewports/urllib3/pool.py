@@ -5,13 +5,14 @@ Long, because the straight way of a request stands beside the ways that it leave
 
 from __future__ import annotations
 
+import http.client
 import logging
 import queue
 import weakref
 from collections.abc import Iterable
 from http.client import HTTPException
+from operator import attrgetter
 from socket import getdefaulttimeout
-from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -22,6 +23,7 @@ from urllib3.exceptions import ClosedPoolError, EmptyPoolError, FullPoolError
 from urllib3.util import Retry, Timeout, parse_url
 from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
+from .._own import own
 from ..budget import Budget
 from ..events import CloseReason
 from ..ledger.account import Waiter
@@ -42,11 +44,34 @@ log = logging.getLogger("fewports")
 REDIRECTS = frozenset(urllib3.HTTPResponse.REDIRECT_STATUSES)
 
 
-class Begun(NamedTuple):
-    """A request on its way when urllib3's urlopen() takes over: on which connection, and what came of it so far."""
+class Begun:
+    """A request on its way when urllib3's urlopen() takes over: on which connection, and what came of it so far.
 
-    conn: HTTPConnection
-    outcome: Response | Exception | None
+    It goes through urllib3 as the ``pool_timeout`` of the request, which it carries; who asks for a connection first
+    takes it.
+    """
+
+    __slots__ = ("conn", "pool_timeout")
+
+    def __init__(self, conn: HTTPConnection, outcome: Response | Exception | None, pool_timeout: Any) -> None:
+        self.conn: HTTPConnection | None = conn
+        conn.outcome = outcome
+        self.pool_timeout = pool_timeout
+
+
+class Answer(NamedTuple):
+    """A response that a manager has already, as the ``pool_timeout`` of the request that urllib3 goes on with."""
+
+    response: BaseHTTPResponse
+    pool_timeout: Any
+
+
+# What APM agents and others wrap. Where one of them is not as it came, requests go its way.
+_POOLING = ("_get_conn", "_put_conn", "_make_request")
+_SENDING = ("request", "putrequest", "putheader", "endheaders", "send", "getresponse")
+_pooling, _sending = attrgetter("urlopen", *_POOLING), attrgetter(*_SENDING)
+_stock_pooling = tuple(own("urllib3", urllib3.HTTPConnectionPool, step) for step in ("urlopen", *_POOLING))
+_stock_sending = tuple(own("http", http.client.HTTPConnection, step) for step in _SENDING)
 
 
 class Shelf:
@@ -119,8 +144,6 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         self.home: Pool[HTTPConnection] = Pool(self.gate.limits(maxsize, self.block))
         self.pool = cast(Any, Shelf(self, maxsize))
         self._shells: list[HTTPConnection] = []  # closed, to be connected again: making one costs 10 us
-        self._begun: dict[int, Begun] = {}  # by thread
-        self.answers: dict[int, Response] = {}  # by thread: responses that a manager has, and urllib3 shall go on with
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
 
     def close(self) -> None:
@@ -149,14 +172,21 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                     return None
                 shell.close()  # forgets a request that was begun without a connection
                 return shell
-            if self._alive(found):
-                return found
-            self._shells.append(found)
-            self.home.drop_place()
+            try:
+                if found.alive():
+                    return found
+                log.debug("Resetting dropped connection: %s", self.host)
+                found.end(CloseReason.PEER_CLOSED)
+            except BaseException:
+                self.give_back(found)
+                raise
+            self.give_back(found)
 
     def give_back(self, conn: HTTPConnection | None) -> None:
         """Give back a place, with its connection if that is still open."""
         if conn is None or conn.sock is None:
+            if conn is not None:
+                conn.idle_since = 0.0
             if conn is not None and len(self._shells) < self.home.limits.kept and not self.home.closed:
                 self._shells.append(conn)
             elif conn is not None:
@@ -181,9 +211,13 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             made.home = self.home
         return made
 
-    def _get_conn(self, timeout: float | None = None) -> BaseHTTPConnection:
-        if self._begun and (begun := self._begun.get(get_ident())):
-            return begun.conn
+    def _get_conn(self, timeout: Any = None) -> BaseHTTPConnection:
+        if isinstance(timeout, Begun):
+            begun, timeout = timeout, timeout.pool_timeout
+            if begun.conn is not None:
+                found, begun.conn = begun.conn, None
+                found.wait = timeout
+                return found
         if self.pool is None:
             raise ClosedPoolError(self, "Pool is closed.")
         try:
@@ -222,31 +256,36 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         The common case goes straight: a plain request on an idle connection, whose response is the last word.
         What is not common is left to urllib3 at the point that was reached.
         """
-        if self.answers and (answer := self.answers.pop(get_ident(), None)):
-            return answer
+        if type(pool_timeout) is Answer:
+            return pool_timeout.response
+        if type(pool_timeout) is Begun:  # urllib3 tries again
+            pool_timeout = pool_timeout.pool_timeout
         begun = None
-        if not chunked and not response_kw and (release_conn is None or release_conn is preload_content):
+        if (
+            not (chunked or response_kw)
+            and body_pos is None
+            and (release_conn is None or release_conn is preload_content)
+        ):
             policy = self.retries if retries is None else retries
             if not isinstance(policy, Retry):
                 policy = Retry.from_int(policy, redirect=redirect)
             asked = _ResponseOptions(method, url, preload_content, decode_content, True)
             conn = None
+            since = 0.0
             try:
                 conn = self._take_idle()
                 if conn is not None:
+                    since = conn.idle_since
                     outcome = self._straight(conn, asked, body, self.headers if headers is None else headers, timeout)
                     if isinstance(outcome, Response) and self._ours(outcome, policy, redirect):
                         if preload_content:
-                            # Interrupted here, a bounded pool has a place less: between two owners nobody gives back.
-                            conn, done = None, conn
-                            self.give_back(done)
+                            self.give_back(conn)
                         return outcome
-                    begun = self._begun[get_ident()] = Begun(conn, outcome)
+                    begun = Begun(conn, outcome, pool_timeout)
             except BaseException:
-                self._begun.pop(get_ident(), None)
-                if conn is not None:
+                if conn is not None and conn.idle_since == since:  # it was not given back
                     conn.close()
-                    self._put_conn(conn)
+                    self.give_back(conn)
                 raise
         try:
             return super().urlopen(
@@ -258,7 +297,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 redirect,
                 assert_same_host,
                 timeout,
-                pool_timeout,
+                cast(Any, begun or pool_timeout),
                 release_conn,
                 chunked,
                 body_pos,
@@ -267,9 +306,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 **response_kw,
             )
         finally:
-            if begun is not None and self._begun.pop(get_ident(), None) is begun:  # it was not taken
-                begun.conn.close()
-                self._put_conn(begun.conn)
+            if begun is not None and (conn := begun.conn) is not None:  # urllib3 refused the request
+                if conn.outcome is not None:
+                    conn.close()
+                conn.outcome = begun.conn = None
+                self.give_back(conn)
 
     def _straight(
         self, conn: HTTPConnection, asked: _ResponseOptions, body: Any, headers: Any, timeout: Any
@@ -282,13 +323,15 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             data = conn.encode(asked.request_method, asked.request_url, body, headers)
             if data is None:
                 return None
-            self.num_requests += 1
             response = conn.exchange(data, asked, times)
         except Exception as error:
-            if not conn.unanswered(asked.request_method):
+            if not conn.unanswered(asked.request_method, error):
+                self.num_requests += 1
                 return error
             conn.end(CloseReason.PEER_CLOSED)
+            conn.until = times.deadline if times else None
             return None
+        self.num_requests += 1
         response._pool = self
         if not asked.preload_content:
             response._connection = conn
@@ -316,67 +359,69 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if type(timeout) is not Timeout:
             return None
         connect, read, total = timeout._connect, timeout._read, timeout.total
-        if connect is _DEFAULT_TIMEOUT:
-            connect = getdefaulttimeout()
-        if read is _DEFAULT_TIMEOUT:
-            read = getdefaulttimeout()
         if total is None or total is _DEFAULT_TIMEOUT:
-            return Times(connect, read, None)
-        connect = total if connect is None else min(total, connect)
-        return Times(connect, total if read is None else min(total, read), monotonic() + total)
+            if connect is _DEFAULT_TIMEOUT:
+                connect = getdefaulttimeout()
+            return Times(connect, getdefaulttimeout() if read is _DEFAULT_TIMEOUT else read, None)
+        connect, read = (
+            total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds)
+            for seconds in (connect, read)
+        )
+        return Times(connect, read, monotonic() + total)
 
     def _take_idle(self) -> HTTPConnection | None:
         """Take an idle connection that is alive, for a request that may go straight; None if there is none."""
-        kind = type(self)
-        if not (kind._get_conn is _get_conn and kind._put_conn is _put_conn and kind._make_request is _make_request):
+        if _own_pooling(type(self)) != _ours or _pooling(urllib3.HTTPConnectionPool) != _stock_pooling:
+            return None
+        if _sending(http.client.HTTPConnection) != _stock_sending:
             return None
         if self.proxy is not None or not len(self.home) or not self._PRIVATE.isdisjoint(self.__dict__):
             return None
+        found: HTTPConnection | Place | None = None
+        since = monotonic()
         try:
-            found, endings = self.home.take(monotonic())
+            found, endings = self.home.take(since)
+            for other, reason in endings:
+                other.end(reason)
+            if isinstance(found, HTTPConnection):
+                if found.alive():
+                    return found
+                log.debug("Resetting dropped connection: %s", self.host)
+                found.end(CloseReason.PEER_CLOSED)
         except PoolClosed:
             return None
-        for other, reason in endings:
-            other.end(reason)
-        if isinstance(found, HTTPConnection):
-            if self._alive(found):
-                return found
-            self._shells.append(found)
-        if found is not None:
-            self.home.drop_place()
-        return None
-
-    def _alive(self, conn: HTTPConnection) -> bool:
-        """Say whether *conn*, taken just now, can be used; else close it."""
-        try:
-            if conn.alive():
-                return True
-            log.debug("Resetting dropped connection: %s", self.host)
-            conn.end(CloseReason.PEER_CLOSED)
         except BaseException:
-            self.give_back(conn)
+            if isinstance(found, HTTPConnection):
+                found.close()
+            if found is not None:
+                self.home.drop_place()
             raise
-        return False
+        if found is not None:
+            self.give_back(found if isinstance(found, HTTPConnection) else None)
+        return None
 
     def _make_request(
         self, conn: BaseHTTPConnection, method: str, url: str, *args: Any, **keywords: Any
     ) -> BaseHTTPResponse:
-        if self._begun and (begun := self._begun.pop(get_ident(), None)) and begun.outcome is not None:
-            return self._go_on(begun, url, **keywords)
         if not isinstance(conn, HTTPConnection):
             return super()._make_request(conn, method, url, *args, **keywords)
+        outcome, conn.outcome = conn.outcome, None
+        if outcome is not None:
+            return self._go_on(conn, outcome, url)
+        until, conn.until = conn.until, None
         timeout = keywords.get("timeout")
         total = timeout.total if isinstance(timeout, Timeout) else None
+        conn.deadline = None
         if isinstance(total, (int, float)):
             # The time in line for a port is part of the whole; urllib3 takes it off the time to read.
             conn.wait = min(total, conn.wait) if isinstance(conn.wait, (int, float)) else total
             conn.deadline = monotonic() + total
-        else:
-            conn.deadline = None
+            if until is not None:
+                keywords["timeout"], conn.deadline = _left(timeout, until), until
         try:
             return super()._make_request(conn, method, url, *args, **keywords)
-        except (OSError, HTTPException):
-            if not _repeatable(args, keywords, conn) or not conn.unanswered(method):
+        except (OSError, HTTPException) as error:
+            if not _repeatable(args, keywords, conn) or not conn.unanswered(method, error):
                 raise
         return self._again(conn, method, url, *args, **keywords)
 
@@ -385,18 +430,19 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         deadline = conn.deadline
         tunnelled = conn.proxy_is_tunneling
         conn.end(CloseReason.PEER_CLOSED)
+        if deadline is not None:
+            keywords["timeout"] = _left(keywords["timeout"], deadline)
         if tunnelled:
             self._prepare_proxy(cast(Any, conn))
         conn.deadline = deadline
         return super()._make_request(cast(Any, conn), method, url, *args, **keywords)
 
-    def _go_on(self, begun: Begun, url: str, **keywords: Any) -> BaseHTTPResponse:
+    def _go_on(self, conn: HTTPConnection, outcome: Response | Exception, url: str) -> BaseHTTPResponse:
         """Have urllib3 see what came of a request as if it had just made it."""
-        outcome = cast("Response | Exception", begun.outcome)
         if isinstance(outcome, Response):
             return outcome
-        if isinstance(outcome, OSError) and begun.conn.receiving:
-            self._raise_timeout(outcome, url, begun.conn.timeout)
+        if isinstance(outcome, OSError) and conn.receiving:
+            self._raise_timeout(outcome, url, cast(Any, conn.timeout))
         raise outcome
 
     def _log(self, asked: _ResponseOptions, response: Response) -> None:
@@ -464,8 +510,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             self.home.drop_place()
 
 
-_get_conn, _put_conn = HTTPConnectionPool._get_conn, HTTPConnectionPool._put_conn
-_make_request = HTTPConnectionPool._make_request
+_own_pooling = attrgetter(*_POOLING)
+_ours = _own_pooling(HTTPConnectionPool)
 
 
 class HTTPSConnectionPool(HTTPConnectionPool, urllib3.HTTPSConnectionPool):  # type: ignore[misc]
@@ -480,6 +526,11 @@ def connection_from_url(url: str, **kw: Any) -> HTTPConnectionPool:
     scheme = scheme or "http"
     kind = HTTPSConnectionPool if scheme == "https" else HTTPConnectionPool
     return kind(host, port=port or port_by_scheme.get(scheme, 80), **kw)
+
+
+def _left(timeout: Any, deadline: float) -> Timeout:
+    """Return *timeout* with what is left until *deadline* as its total."""
+    return Timeout(max(0.001, deadline - monotonic()), timeout._connect, timeout._read)
 
 
 def _repeatable(args: tuple[Any, ...], keywords: dict[str, Any], conn: HTTPConnection) -> bool:

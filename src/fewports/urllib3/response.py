@@ -48,6 +48,7 @@ class Body:
         self.reason = head.reason
         self.version = head.version
         self.chunked = wire is not None and wire.reader.chunked
+        self.will_close = wire is not None and not wire.reader.persists
 
     def isclosed(self) -> bool:
         return self._open() is None
@@ -60,11 +61,6 @@ class Body:
     def fp(self) -> Body | None:
         """The file that http.client reads from; by whether there is one urllib3 tells that chunks can be read."""
         return None if self._open() is None else self
-
-    @property
-    def will_close(self) -> bool:
-        wire = self._wire
-        return wire is not None and not wire.reader.persists
 
     @property
     def length(self) -> int | None:
@@ -171,8 +167,8 @@ class Body:
             wire.receive()
         return reader.expects
 
-    def read_chunk(self, size: int) -> bytes:
-        """Return *size* bytes of the chunk that is next; close() follows after the last one."""
+    def _safe_read(self, size: int) -> bytes:
+        """Return *size* bytes of the chunk that is next; close() follows after the last one. CacheControl wraps it."""
         wire = self._open()
         data = b"" if wire is None else wire.read(size)
         if len(data) < size:
@@ -316,7 +312,7 @@ class Response(urllib3.HTTPResponse):
         left = cast(int, self.chunk_left)
         size = left if amt is None or amt > left else amt
         self.chunk_left = left - size or None
-        return cast(Body, self._fp).read_chunk(size)
+        return cast(Body, self._fp)._safe_read(size)
 
 
 def receive(wire: Wire, asked: Any, version: str) -> Response:
