@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
+import logging
+import socket
+import ssl
 import threading
 import time
 import tracemalloc
@@ -16,6 +20,7 @@ import requests
 import urllib3
 from faces import BODY, counts, fresh_server, until
 from support.scripted import Peer, Scripted
+from support.servers import authority
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 from urllib3.util import Retry, Timeout
 
@@ -48,6 +53,11 @@ def serve(count: int, *fields: str, body: bytes = b"ok") -> Callable[[Peer], Non
             peer.answer(body, *fields)
 
     return handler
+
+
+def serve_on(peer: Peer) -> None:
+    while peer.request():
+        peer.answer()
 
 
 def then(first: Callable[[Peer], None], second: Callable[[Peer], None]) -> Callable[[Peer], None]:
@@ -653,3 +663,257 @@ def test_requests_have_the_fields_of_urllib3(headers: Any, method: str, target: 
                 pool.urlopen(method, target, body=b"abc" if method == "POST" else None, headers=headers)
 
     assert heads[0] == heads[1] == heads[2] == heads[3]
+
+
+# What an attack found.
+
+
+def silent(peer: Peer) -> None:
+    peer.request()
+    peer.end()
+
+
+@pytest.mark.parametrize("timeout", [0.2, Timeout(total=0.2), Timeout(connect=5, read=0.2)], ids=str)
+def test_a_time_out_is_no_reason_to_repeat(timeout: Any) -> None:
+    """A kept connection on which nothing comes in time ends in ReadTimeoutError; the request went out once."""
+    with talking(then(serve(1), silent), serve(1)) as (pool, server):
+        pool.urlopen("GET", "/")
+        began = time.monotonic()
+        with pytest.raises(ReadTimeoutError):
+            pool.urlopen("GET", "/", timeout=timeout, **NO_RETRY)
+
+        assert time.monotonic() - began < 0.35
+        assert server.accepted == 1
+
+
+def test_chunks_that_are_yet_to_come_are_waited_for() -> None:
+    """read(amt), readinto and drain_conn go on over chunks that come later, and over thousands that come at once."""
+
+    def handler(peer: Peer) -> None:
+        for _ in range(3):
+            peer.request()
+            peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n")
+            time.sleep(0.05)  # so that the rest is another packet
+            peer.send(b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n")
+
+    with talking(handler) as (pool, server):
+        responses = [pool.urlopen("GET", "/", preload_content=False)]
+        assert responses[0].read(5) == b"01234"
+        assert responses[0].read(4000) == b"x" * 4000
+        assert responses[0].read() == b"x" * 1000
+        assert io.BufferedReader(pool.urlopen("GET", "/", preload_content=False), 100).read() == b"01234" + b"x" * 5000  # type: ignore[type-var, call-overload]
+        pool.urlopen("GET", "/", preload_content=False).drain_conn()
+        assert server.accepted == 1
+
+
+def test_what_tls_has_read_ahead_is_for_nobody() -> None:
+    """Bytes after the end that arrive in the last TLS record of a body are never taken for the next response."""
+    keys = authority("127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys.chain, keys.key)
+
+    def handler(peer: Peer) -> None:
+        peer.sock = context.wrap_socket(peer.sock, server_side=True)
+        peer.request()
+        body = b"x" * 100_000
+        evil = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + body + evil)
+        peer.end()
+
+    def second(peer: Peer) -> None:
+        peer.sock = context.wrap_socket(peer.sock, server_side=True)
+        peer.request()
+        peer.answer(b"good")
+
+    with (
+        Scripted(handler, second) as server,
+        PoolManager(ledger=fewports.Ledger(), ca_certs=keys.ca_path) as http,
+    ):
+        url = f"https://127.0.0.1:{server.port}/"
+        assert len(http.request("GET", url).data) == 100_000
+        assert http.request("GET", url, **NO_RETRY).data == b"good"
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [(Timeout(total=0.2), Timeout(total=5)), (Timeout(connect=0.2, read=5), Timeout(connect=0.2, read=5))],
+    ids=str,
+)
+def test_no_time_out_outlives_its_request(first: Timeout, last: Timeout) -> None:
+    """After requests that went straight, one that urllib3 sends has the time-outs that it was given."""
+
+    def handler(peer: Peer) -> None:
+        for pause in (0, 0, 0.4):
+            peer.request()
+            time.sleep(pause)  # longer than the first requests had
+            peer.answer()
+
+    with talking(handler) as (pool, server):
+        for _ in range(2):
+            pool.urlopen("GET", "/", timeout=first)
+        body, fields = iter([b"ab"]), {"Content-Length": "2"}
+
+        assert pool.urlopen("POST", "/", body=body, headers=fields, timeout=last, **NO_RETRY).data == b"ok"
+        assert server.accepted == 1
+
+
+def test_total_bounds_an_upload_on_a_new_connection() -> None:
+    """An iterator that goes on for ever is cut off at the deadline, however quickly each piece goes out."""
+
+    def forever() -> Iterator[bytes]:
+        while True:
+            time.sleep(0.02)
+            yield b"x"
+
+    with talking(lambda peer: peer.end() and None) as (pool, _):
+        began = time.monotonic()
+        with pytest.raises(HTTPError):
+            pool.urlopen("POST", "/", body=forever(), timeout=Timeout(total=0.3), **NO_RETRY)
+
+        assert time.monotonic() - began < 1
+
+
+def test_the_deadline_counts_for_a_repeat_too() -> None:
+    """A request that is sent again has what is left of its total, and not all of it anew."""
+
+    def late(peer: Peer) -> None:
+        peer.request()
+        time.sleep(0.3)
+
+    with talking(then(serve(1), late), silent) as (pool, server):
+        pool.urlopen("GET", "/")
+        began = time.monotonic()
+        with pytest.raises(ReadTimeoutError):
+            pool.urlopen("GET", "/", timeout=Timeout(total=0.5), **NO_RETRY)
+
+        assert 0.45 < time.monotonic() - began < 0.75
+        assert server.accepted == 2
+
+
+def test_what_wraps_urllib3_or_http_client_sees_each_request() -> None:
+    """Agents that wrap urlopen(), putrequest() or getresponse() of the libraries see every request, kept or not."""
+    for owner, name in (
+        (urllib3.HTTPConnectionPool, "urlopen"),
+        (http.client.HTTPConnection, "putrequest"),
+        (http.client.HTTPConnection, "getresponse"),
+    ):
+        with talking(serve(4)) as (pool, server):
+            pool.urlopen("GET", "/")
+            with mock.patch.object(owner, name, autospec=True, side_effect=getattr(owner, name)) as wrapped:
+                for _ in range(3):
+                    assert pool.urlopen("GET", "/").data == b"ok"
+
+            assert wrapped.call_count == 3, name
+            assert server.accepted == 1
+
+
+def test_a_request_within_a_request_has_its_own_connection_and_response() -> None:
+    """What a logging handler asks of the same pool in the middle of a request is a request of its own."""
+    seen: list[bytes] = []
+
+    def handler(peer: Peer) -> None:
+        while data := peer.request():
+            line = data.partition(b"\r\n")[0]
+            seen.append(line)
+            moved = b"GET /moved" in line
+            peer.answer(
+                line.split()[1], *(["Location: /there"] if moved else []), status="302 Found" if moved else "200 OK"
+            )
+
+    class Asking(logging.Handler):
+        asked: Any = None
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if self.asked is None:
+                self.asked = 0
+                self.asked = pool.urlopen("POST", "/log", redirect=False).data
+
+    with talking(handler, handler, maxsize=3) as (pool, _):
+        pool.urlopen("GET", "/warm")
+        logger, asking = logging.getLogger("urllib3"), Asking()
+        logger.addHandler(asking)
+        level = logger.level
+        logger.setLevel(logging.DEBUG)
+        try:
+            answer = pool.urlopen("GET", "/moved", retries=2)
+        finally:
+            logger.setLevel(level)
+            logger.removeHandler(asking)
+
+        assert (answer.data, asking.asked) == (b"/there", b"/log")
+        assert sorted(seen) == [
+            b"GET /moved HTTP/1.1",
+            b"GET /there HTTP/1.1",
+            b"GET /warm HTTP/1.1",
+            b"POST /log HTTP/1.1",
+        ]
+
+
+def test_a_mistake_of_the_caller_costs_no_connection() -> None:
+    """A request that is refused before it is sent leaves the idle connection as it was."""
+    with talking(serve(2)) as (pool, server):
+        pool.urlopen("GET", "/")
+        for url in ("http://other.example/x", None):
+            with pytest.raises((HTTPError, AttributeError)):
+                pool.urlopen("GET", url, **NO_RETRY)  # type: ignore[arg-type]
+        with pytest.raises(urllib3.exceptions.UnrewindableBodyError):
+            pool.urlopen("GET", "/", body_pos=3, **NO_RETRY)
+
+        assert pool.urlopen("GET", "/").data == b"ok"
+        assert server.accepted == 1
+
+
+def test_a_raising_log_filter_loses_no_place() -> None:
+    """An exception from the caller's logging is his; the bounded pool has its place back."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise ValueError("filter")
+
+    with talking(serve_on, serve_on, maxsize=1, block=True) as (pool, _):
+        pool.urlopen("GET", "/")
+        logger = logging.getLogger("urllib3.connectionpool")
+        level = logger.level
+        logger.setLevel(logging.DEBUG)
+        logger.addFilter(refuse)
+        try:
+            with pytest.raises(ValueError, match="filter"):
+                pool.urlopen("GET", "/", **NO_RETRY)
+        finally:
+            logger.removeFilter(refuse)
+            logger.setLevel(level)
+
+        assert pool.urlopen("GET", "/", pool_timeout=1).data == b"ok"
+
+
+def test_debuglevel_changes_nothing_but_the_output(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """With http.client's debuglevel requests are printed, and redirects followed as without it."""
+    with (
+        mock.patch.object(http.client.HTTPConnection, "debuglevel", 1),
+        PoolManager(ledger=fewports.Ledger()) as manager,
+    ):
+        for _ in range(2):
+            answer = manager.request("GET", server.url + "/redirect?n=2")
+
+            assert (answer.status, answer.json()) == (200, BODY)
+    assert "send: b'GET /redirect" in capsys.readouterr().out
+
+
+def test_the_sockets_default_time_out_bounds_no_total() -> None:
+    """socket.setdefaulttimeout() is for requests without a time-out; a total stands for itself."""
+
+    def handler(peer: Peer) -> None:
+        peer.request()
+        peer.answer()
+        peer.request()
+        time.sleep(0.4)  # longer than the default
+        peer.answer()
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.2)
+    try:
+        with talking(handler) as (pool, _):
+            pool.urlopen("GET", "/", timeout=Timeout(total=5))
+
+            assert pool.urlopen("GET", "/", timeout=Timeout(total=5), **NO_RETRY).data == b"ok"
+    finally:
+        socket.setdefaulttimeout(before)

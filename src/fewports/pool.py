@@ -183,7 +183,7 @@ class Pool(Generic[C]):
         """Give back the place of a connection that is closed, or was never made."""
         woken: list[Waiter] = []
         with self._lock:
-            self.used -= 1
+            self.used = max(0, self.used - 1)  # after a KeyboardInterrupt two may see to the same place
             self._serve_places(woken)
         for waiter in woken:
             waiter.wake()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -65,7 +66,7 @@ class Peer:
 class Scripted:
     """Serve the first connection by the first of *handlers*, and so on; more than there are find no answer.
 
-    ``accepted`` counts them. A handler that raises anything but a ConnectionError fails the test.
+    ``accepted`` counts them. A handler that raises anything but a ConnectionError or an SSLError fails the test.
     """
 
     def __init__(self, *handlers: Callable[[Peer], None]) -> None:
@@ -117,12 +118,13 @@ class Scripted:
                     self._start(lambda sock=sock, handler=self._handlers[number]: self._serve(sock, handler))  # type: ignore[misc]
 
     def _serve(self, sock: socket.socket, handler: Callable[[Peer], None]) -> None:
+        peer = Peer(sock)
         try:
-            handler(Peer(sock))
-        except ConnectionError:
+            handler(peer)
+        except (ConnectionError, ssl.SSLError):
             pass
         except BaseException as error:
             self._failures.append(error)
         finally:
             with contextlib.suppress(OSError):
-                sock.close()
+                peer.sock.close()  # TLS may have taken it over

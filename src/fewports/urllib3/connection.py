@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - else the first request imports it, and a fork meanwhile copies the lock
 import errno
+import http.client
 import os
 import re
 import socket
@@ -25,6 +26,7 @@ from http.client import (  # type: ignore[attr-defined]
     ResponseNotReady,
 )
 from math import inf
+from operator import attrgetter
 from time import monotonic
 from typing import Any, NamedTuple, cast
 
@@ -40,6 +42,7 @@ from urllib3.exceptions import (
 from urllib3.util import SKIP_HEADER, Timeout, connection
 
 from .. import errors
+from .._own import own
 from ..address import Destination, Origin
 from ..events import CloseReason
 from ..gated import GatedSocket, gated, pass_on
@@ -72,6 +75,16 @@ _is_plain_target = re.compile(TARGET).fullmatch
 
 
 Fields = tuple[tuple[str, str], ...]
+
+# What APM agents and others wrap. Where one of them is not as it came, requests go its way.
+_SENDING = ("request", "putrequest", "putheader", "endheaders", "send", "getresponse")
+_sending = attrgetter(*_SENDING)
+_stock_sending = tuple(own("http", http.client.HTTPConnection, step) for step in _SENDING)
+
+
+def untouched() -> bool:
+    """Say whether nobody has put anything in the place of what http.client sends and receives with."""
+    return _sending(http.client.HTTPConnection) == _stock_sending
 
 
 class Times(NamedTuple):
@@ -255,7 +268,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         """Send a request, with the arguments and results of urllib3."""
         self._unsent = True
         data = None
-        if self._plain and not chunked and self.__state == _CS_IDLE and (self.sock is None or self.settled):
+        plain = self._plain and not chunked and untouched()
+        if plain and self.__state == _CS_IDLE and (self.sock is None or self.settled):
             data = self.encode(method, url, body, headers or {})
         if data is None:
             super().request(
@@ -287,7 +301,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         """Receive a response, with the results of urllib3."""
         asked = self._response_options
-        if asked is None or self.sock is None or self.debuglevel > 0 or self.response_class is not HTTPResponse:
+        own_way = self.debuglevel > 0 or self.response_class is not HTTPResponse or not untouched()
+        if own_way or asked is None or self.sock is None:
             self.wire = None  # http.client reads, and sets the time-outs
             return super().getresponse()
         self._response_options = None

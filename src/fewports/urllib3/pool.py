@@ -5,7 +5,6 @@ Long, because the straight way of a request stands beside the ways that it leave
 
 from __future__ import annotations
 
-import http.client
 import logging
 import queue
 import weakref
@@ -32,7 +31,7 @@ from ..pool import AGE_LIMIT, IDLE_LIMIT, Place, Pool, PoolClosed
 from ..source import Sources
 from ..sync.dial import Alarm
 from ..sync.timer import timer
-from .connection import HTTPConnection, HTTPSConnection, Times
+from .connection import HTTPConnection, HTTPSConnection, Times, untouched
 from .gate import Gate
 from .response import Response
 
@@ -68,10 +67,8 @@ class Answer(NamedTuple):
 
 # What APM agents and others wrap. Where one of them is not as it came, requests go its way.
 _POOLING = ("_get_conn", "_put_conn", "_make_request")
-_SENDING = ("request", "putrequest", "putheader", "endheaders", "send", "getresponse")
-_pooling, _sending = attrgetter("urlopen", *_POOLING), attrgetter(*_SENDING)
+_pooling = attrgetter("urlopen", *_POOLING)
 _stock_pooling = tuple(own("urllib3", urllib3.HTTPConnectionPool, step) for step in ("urlopen", *_POOLING))
-_stock_sending = tuple(own("http", http.client.HTTPConnection, step) for step in _SENDING)
 
 
 class Shelf:
@@ -318,18 +315,21 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         """Make a plain request on *conn*; None if it is not plain, or is to be made again on a new connection."""
         try:
             times = self._times(timeout)
-            if times is None or not conn._plain or (self.scheme == "https" and not conn.is_verified):
-                return None  # without verification urllib3 warns each time
             data = conn.encode(asked.request_method, asked.request_url, body, headers)
-            if data is None:
-                return None
+        except Exception:
+            return None  # urllib3 says what is wrong with it
+        if times is None or data is None or not conn._plain:
+            return None
+        if self.scheme == "https" and not conn.is_verified:
+            return None  # urllib3 warns each time
+        try:
             response = conn.exchange(data, asked, times)
         except Exception as error:
             if not conn.unanswered(asked.request_method, error):
                 self.num_requests += 1
                 return error
             conn.end(CloseReason.PEER_CLOSED)
-            conn.until = times.deadline if times else None
+            conn.until = times.deadline
             return None
         self.num_requests += 1
         response._pool = self
@@ -373,9 +373,12 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         """Take an idle connection that is alive, for a request that may go straight; None if there is none."""
         if _own_pooling(type(self)) != _ours or _pooling(urllib3.HTTPConnectionPool) != _stock_pooling:
             return None
-        if _sending(http.client.HTTPConnection) != _stock_sending:
-            return None
-        if self.proxy is not None or not len(self.home) or not self._PRIVATE.isdisjoint(self.__dict__):
+        if (
+            not untouched()
+            or self.proxy is not None
+            or not len(self.home)
+            or not self._PRIVATE.isdisjoint(self.__dict__)
+        ):
             return None
         found: HTTPConnection | Place | None = None
         since = monotonic()
@@ -406,7 +409,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if not isinstance(conn, HTTPConnection):
             return super()._make_request(conn, method, url, *args, **keywords)
         outcome, conn.outcome = conn.outcome, None
-        if outcome is not None:
+        if isinstance(outcome, (Response, Exception)):
             return self._go_on(conn, outcome, url)
         until, conn.until = conn.until, None
         timeout = keywords.get("timeout")
