@@ -419,7 +419,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             # The time in line for a port is part of the whole; urllib3 takes it off the time to read.
             conn.wait = min(total, conn.wait) if isinstance(conn.wait, (int, float)) else total
             conn.deadline = monotonic() + total
-            if until is not None:
+            if isinstance(until, float):
                 keywords["timeout"], conn.deadline = _left(timeout, until), until
         try:
             return super()._make_request(conn, method, url, *args, **keywords)
