@@ -20,13 +20,13 @@ import requests
 import urllib3
 from faces import BODY, counts, fresh_server, until
 from support.scripted import Peer, Scripted
-from support.servers import authority
+from support.servers import HttpProxy, HttpServer, authority
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 from urllib3.util import Retry, Timeout
 
 import fewports
 import fewports.requests
-from fewports.urllib3 import BadLength, BadResponse, HTTPConnectionPool, PoolManager, Response
+from fewports.urllib3 import BadLength, BadResponse, HTTPConnectionPool, PoolManager, ProxyManager, Response
 
 NO_RETRY: dict[str, Any] = {"retries": False}
 
@@ -176,6 +176,25 @@ def test_an_iterator_is_not_repeated_once_begun() -> None:
             pool.urlopen("PUT", "/", body=iter([b"a", b"b"]), headers={"Content-Length": "2"}, **NO_RETRY)
 
         assert server.accepted == 1
+
+
+def test_through_a_proxy_the_tunnel_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that meets the end of a kept tunnel is sent again through a new one."""
+    monkeypatch.setattr("fewports.sync.timer.CHECK", 60.0)  # the timer shall not find it first
+    book = fewports.Ledger()
+    with (
+        HttpServer(tls=True, close_after_response=True, announce_close=False) as server,
+        HttpProxy() as proxy,
+        ProxyManager(proxy.url, ledger=book, ca_certs=server.ca_path) as http,
+    ):
+        assert http.request("GET", server.url + "/").json() == BODY
+        (pool,) = (http.pools.get(key) for key in http.pools.keys())  # noqa: SIM118
+        assert until(lambda: not pool.home.quiet()[0].alive())
+        with mock.patch.object(fewports.sync.wire.Wire, "silent", True):  # it ends between our look and our send
+            answer = http.request("GET", server.url + "/", **NO_RETRY)
+
+        assert answer.json() == BODY
+        assert server.stats()["accepted"] == 2
 
 
 # Time-outs.
