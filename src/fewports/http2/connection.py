@@ -45,7 +45,6 @@ from .frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
-    END_STREAM,
     GOAWAY,
     HEADERS,
     LAST_ID,
@@ -320,8 +319,6 @@ class Connection:
         if kind == DATA:
             self._expect_stream(number)
             if number in self._live:
-                if not size and not flags & END_STREAM:
-                    self._count_idle()
                 # The connection's window is for what is under way: it opens again on receipt. The stream's is for
                 # what waits here: it opens when the owner takes it, so that one who does not holds up nobody else.
                 self._received += size
@@ -471,6 +468,8 @@ class Connection:
         if data:
             self._idle_frames = 0
             self._woken[stream] = None
+        else:
+            self._count_idle()
         flaw = stream._take_data(data)
         if flaw is not None:
             self._refuse(stream, flaw)
