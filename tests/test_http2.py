@@ -45,7 +45,7 @@ from http2_peer import (
 )
 
 from fewports import http2
-from fewports.errors import FewportsError
+from fewports.errors import FewportsError, InvalidOption
 from fewports.http2 import (
     Code,
     Connection,
@@ -128,7 +128,7 @@ def test_exchange(step: int) -> None:
         head(1, (":status", "200"), ("content-type", "text/plain"), ("x", "\xe9\ta"), ("x", ""))
         + data(1, b"one")
         + data(1, b"two")
-        + frame(HEADERS, END_HEADERS | END_STREAM, 1, block([("check", "sum")]))
+        + frame(HEADERS, END_HEADERS | END_STREAM, 1, block([("check", "sum"), ("content-length", "1")]))
     )
     for at in range(0, len(sent), step):
         connection.receive(sent[at : at + step])
@@ -1130,6 +1130,52 @@ def test_repr() -> None:
     assert repr(connection) == "<Connection open, 1 streams, 1 reserved, 3 free>"
     assert repr(stream) == "<Stream 1 GET 200, sent, 3 bytes, 3 waiting>"
     assert (repr(seat), isinstance(seat, Seat)) == ("<Seat held>", True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"window": 65534}, {"window": 2**31}, {"stream_window": 0}, {"stream_window": 2**31}, {"max_streams": 0}],
+)
+def test_options(options: dict[str, int]) -> None:
+    """Windows that the protocol does not know, and no streams at all, are refused at once."""
+    with pytest.raises(InvalidOption):
+        Connection(**options)
+
+    assert Connection(window=65535, stream_window=2**31 - 1, max_streams=1).room == 1
+
+
+def test_the_smallest_windows() -> None:
+    """A stream whose window is one byte goes on byte by byte."""
+    connection = Connection(window=65535, stream_window=1, max_streams=1)
+    connection.receive(settings())
+    stream = opened(connection)
+    connection.pending()
+    connection.receive(head(1))
+    for _ in range(3):
+        connection.receive(data(1, b"x"))
+        assert (stream.take(), stream.take()) == (b"x", b"")
+        assert frames(connection.pending()) == [(WINDOW_UPDATE, 0, 1, b"\0\0\0\x01")]
+
+    assert stream.got == 3
+
+
+def test_after_the_end() -> None:
+    """On a connection that has failed nothing can be started, and what is given back does no harm."""
+    connection = greeted()
+    seat, stream = connection.reserve(), opened(connection, POST, end=False)
+    assert seat is not None
+    connection.eof()
+    connection.eof()
+    connection.ping()
+    connection.close()
+    stream.reset()
+    seat.release()
+    with pytest.raises(ConnectionFailed):
+        stream.send(b"x")
+    with pytest.raises(ConnectionFailed):
+        connection.receive(settings())
+
+    assert (connection.pending(), connection.finished, connection.unanswered) == (b"", True, 0)
 
 
 # With h2 at the other end.

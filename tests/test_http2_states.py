@@ -17,6 +17,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, SettingsAcknowledged, StreamEnded
 from h2.events import StreamReset as ResetReceived
 from h2.settings import SettingCodes
+from hpack import Decoder, Encoder
 from http2_peer import GET, POST, data, frame, goaway, head, opened, rst, settings, window
 from hypothesis import HealthCheck, given
 from hypothesis import settings as profile_of
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from fewports.http2 import Code, Connection, ConnectionFailed, ProtocolError, Stream, StreamReset, Unprocessed
 from fewports.http2.connection import MAX_QUEUED
+from fewports.http2.hpack import Carried, Reading
 
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("FEWPORTS_EXAMPLES", "0"))
@@ -254,6 +256,41 @@ def test_two_engines(steps: list[tuple[str, int]]) -> None:
         getattr(talk, name)(pick)
         talk.check()
     talk.finish()
+
+
+# Header blocks.
+
+NAMES = ["server", "date", "etag", "x", "content-type", "set-cookie", "long-name" * 4]
+VALUES = ["", "a", "b", "x" * 40, "nginx/1.22.1", "y" * 300, "\xe9z" * 5, "w" * 5000]
+some_fields = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES), st.booleans()), max_size=6)
+
+
+@cases(40)
+@given(
+    st.lists(
+        st.tuples(some_fields, st.booleans(), st.sampled_from([None, None, None, None, 0, 70, 500, 4096])),
+        min_size=1,
+        max_size=12,
+    ),
+    st.lists(st.integers(0, 11), min_size=5, max_size=60),
+)
+def test_memory_of_blocks(made: list[tuple[list[tuple[str, str, bool]], bool, int | None]], order: list[int]) -> None:
+    """A decoder that remembers says the same as one that does not, and their tables hold the same."""
+    encoder, plain, ours = Encoder(), Decoder(), Reading()
+    for pick in order:
+        fields, huffman, size = made[pick % len(made)]
+        if size is not None:
+            encoder.header_table_size = size
+        block = encoder.encode([(":status", "200", False), *fields], huffman=huffman)
+        expected = list(plain.decode(block, raw=True))
+        [carried] = ours.decode(block, raw=True)
+
+        assert isinstance(carried, Carried)
+        assert carried.block.fields == tuple(
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in expected[1:]
+        )
+        ours.header_table.settle()
+        assert ours.header_table.dynamic_entries == plain.header_table.dynamic_entries
 
 
 # Damage.

@@ -37,6 +37,7 @@ from h2.events import StreamReset as ResetReceived
 from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes
 
+from ..errors import InvalidOption
 from ..http1 import Field
 from .errors import Code, ConnectionFailed, LocalProtocolError, Malformed, StreamReset, Unprocessed, code_name
 from .fields import Request, check_request
@@ -59,10 +60,11 @@ from .frames import (
     engine,
     frame_head,
     goaway,
-    known_settings,
     ping,
+    settings_of,
     two_numbers,
     window_update,
+    with_settings,
 )
 from .hpack import KNOWN, MAX_LIST, REMEMBERED, Carried, FieldCoder, Reading, Writing
 from .stream import Seat, Stream
@@ -89,16 +91,21 @@ class Connection:
     def __init__(
         self, *, max_streams: int = MAX_STREAMS, window: int = WINDOW, stream_window: int = STREAM_WINDOW
     ) -> None:
+        if not (65535 <= window <= LAST_ID and 1 <= stream_window <= LAST_ID and max_streams >= 1):
+            # Section 6.9.2: the connection's window begins with 65,535 and only grows.
+            raise InvalidOption(
+                f"windows are of 65535 (of a stream: 1) to {LAST_ID} bytes, and max_streams is positive"
+            )
         self._reading, self._writing = Reading(), Writing()
         self._h2 = h2 = engine(self._reading, self._writing, stream_window)
-        h2.increment_flow_control_window(max(window - 65535, 1))  # section 6.9.2: it is 65,535 without
+        h2.increment_flow_control_window(max(window - 65535, 1))
         self._coder = FieldCoder()
         self._requests: dict[tuple[Field, ...], tuple[Request, bytes]] = {}
         self._max_streams = max_streams
         self._limit = min(ASSUMED_STREAMS, max_streams)
         self._step = window // 2
         self._stream_window = stream_window
-        self.stream_step = stream_window // 2  # so much is taken before the peer is told
+        self.stream_step = max(stream_window // 2, 1)  # so much is taken before the peer is told
         self._live: dict[int, Stream] = {}
         self._left: dict[int, int] = {}  # with what its window may let through
         self._reserved = 0
@@ -199,6 +206,8 @@ class Connection:
 
     def ping(self) -> None:
         """Ask whether the peer is there: its answer takes all from ``unanswered`` that went before."""
+        if self.error is not None:
+            return
         self._pings += 1
         self.unanswered += 1
         self._control += ping(0, self._pings.to_bytes(8, "big"))
@@ -333,8 +342,7 @@ class Connection:
         elif kind in (SETTINGS, WINDOW_UPDATE, RST_STREAM):
             self._count_idle()
             if kind == SETTINGS:
-                self._count_owed()
-                frame = known_settings(frame)
+                frame = self._sift_settings(frame)
             elif number:
                 self._expect_stream(number)
                 if number not in self._live:
@@ -365,6 +373,16 @@ class Connection:
         self._owed += 1
         if self._owed > MAX_OWED:
             raise self._failed(Code.ENHANCE_YOUR_CALM, f"more than {MAX_OWED} answers due at once")
+
+    def _sift_settings(self, frame: Bytes) -> Bytes:
+        """Leave out unknown settings: h2 would keep all 65,536 of them. Refuse pushes: only h2 4.4 does."""
+        self._count_owed()
+        if len(frame) == 9 or len(frame) % 6 != 3:
+            return frame
+        settings = settings_of(frame)
+        if any(setting[1] == 2 and any(setting[2:]) for setting in settings):
+            raise self._failed(Code.PROTOCOL_ERROR, "a server that allows pushes to itself")  # section 6.5.2
+        return with_settings(frame, settings)
 
     def _take_late_data(self, number: int, size: int) -> None:
         if number not in self._left:

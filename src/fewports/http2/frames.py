@@ -80,19 +80,20 @@ def window_update(size: int) -> bytes:
     return b"\0\0\x04\x08\0\0\0\0\0" + size.to_bytes(4, "big")
 
 
-def known_settings(frame: Bytes) -> Bytes:
-    """Leave out settings that mean nothing (section 6.5.2): h2 would keep all 65,536 of them."""
-    size = len(frame) - 9
-    if not size or size % 6:
-        return frame
-    entries = [bytes(frame[at : at + 6]) for at in range(9, len(frame), 6)]
-    payload = b"".join(entry for entry in entries if entry[0] == 0 and entry[1] <= 8)
+def settings_of(frame: Bytes) -> list[bytes]:
+    """Return the settings of a frame, six bytes each, but those that mean nothing (section 6.5.2)."""
+    return [bytes(frame[at : at + 6]) for at in range(9, len(frame), 6) if frame[at] == 0 and frame[at + 1] <= 8]
+
+
+def with_settings(frame: Bytes, settings: list[bytes]) -> bytes:
+    """Return a SETTINGS frame with these settings and no others."""
+    payload = b"".join(settings)
     return len(payload).to_bytes(3, "big") + bytes(frame[3:9]) + payload
 
 
 def code_of(error: Exception) -> Code:
     """Say which code an error of h2 stands for (section 7)."""
-    cause = error.__cause__
+    cause = error.__cause__ or error.__context__
     if isinstance(cause, OversizedHeaderListError):
         return Code.ENHANCE_YOUR_CALM
     if isinstance(cause, HPACKError):

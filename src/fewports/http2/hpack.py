@@ -98,6 +98,7 @@ class Reading(Decoder):
         super().__init__(MAX_LIST)
         self.header_table: Table = Table()
         self._known: dict[bytes, Known] = {}
+        self._fields: dict[bytes, HeaderTuple] = {}
         self.late = False  # the stream is gone: h2 must not ask what kind of block it is
 
     def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
@@ -111,6 +112,22 @@ class Reading(Decoder):
         else:
             known = self._read(data, table)
         return _LATE if self.late else known.shown
+
+    def _decode_literal(self, data: bytes | memoryview, should_index: bool) -> tuple[HeaderTuple, int]:
+        """Know a literal field again. Not public in hpack: were it gone, this would only not be called."""
+        end = _literal_end(data, 0x3F if should_index else 0x0F)
+        raw = bytes(data[:end])
+        header = self._fields.get(raw)
+        if header is not None:
+            if should_index:
+                self.header_table.add(*header)
+            return header, end
+        header, consumed = super()._decode_literal(data, should_index)
+        if consumed == end <= REMEMBERED:
+            if len(self._fields) >= KNOWN:
+                self._fields.clear()
+            self._fields[raw] = header
+        return header, consumed
 
     def _read(self, data: bytes, table: Table) -> Known:
         if len(data) > MAX_LIST:
@@ -131,6 +148,22 @@ class Reading(Decoder):
 
 
 _LATE: list[HeaderTuple] = [HeaderTuple(b":status", b"200")]
+
+
+def _literal_end(data: bytes | memoryview, mask: int) -> int:
+    """Return where a literal field ends (RFC 7541, section 6.2), or 0 if its bytes alone do not tell what it says."""
+    index = data[0] & mask
+    if index == mask or index > HeaderTable.STATIC_TABLE_LENGTH or len(data) < 3:
+        return 0
+    at = 1
+    if not index:
+        if data[1] & 0x7F == 0x7F:  # the length goes on in the next byte (section 5.1)
+            return 0
+        at += 1 + (data[1] & 0x7F)
+    if at >= len(data) or data[at] & 0x7F == 0x7F:
+        return 0
+    end = at + 1 + (data[at] & 0x7F)
+    return end if end <= len(data) else 0
 
 
 class Writing(Encoder):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SMALL = 2048  # bytes: smaller pieces of a body share a buffer, so that one-byte frames do not cost 40 bytes each
 JOINED = 64 * 1024  # bytes of such a buffer
 
+_NOT_IN_TRAILERS = frozenset(("content-length", "trailer"))  # RFC 9110, section 6.5.1: they would decide something
+
 
 class Seat:
     """The right to open one stream. Used once: by open(), or given back by release()."""
@@ -183,7 +185,7 @@ class Stream:
             return block.flaw
         if block.status is not None:
             return "a :status in the trailer"
-        self.trailer = block.fields
+        self.trailer = tuple(field for field in block.fields if field[0] not in _NOT_IN_TRAILERS)
         return None
 
     def _take_data(self, data: bytes) -> str | None:
