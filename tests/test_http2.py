@@ -646,6 +646,22 @@ def test_late_data_is_bounded() -> None:
     assert failure(connection, *[data(1, b"x" * 10_000)] * 3)[0] == Code.FLOW_CONTROL_ERROR
 
 
+def test_memory_of_what_is_over_is_bounded() -> None:
+    """Streams that were left, requests and header blocks are remembered, so many of each."""
+    connection = greeted()
+    for number in range(engine.MAX_LEFT + 10):
+        opened(connection, [*GET, ("n", str(number))]).reset()
+    for number in range(200):
+        stream = opened(connection)
+        connection.receive(head(stream.id, (":status", "200"), ("n", str(number)), end=True))
+
+    assert len(connection._left) == len(connection._h2.streams) == engine.MAX_LEFT
+    assert len(connection._requests) <= 128
+    assert len(connection._reading._known) <= 128
+    assert len(connection._coder._known) <= 128
+    assert failure(connection, data(1, b"x"))[0] == Code.STREAM_CLOSED
+
+
 def test_reset_by_peer() -> None:
     """RST_STREAM ends one stream, after what came before it; only REFUSED_STREAM makes it safe to repeat."""
     connection = greeted()
@@ -966,6 +982,7 @@ def greeted_with_stream(**options: int) -> Connection:
         (rst(0, 0), Code.PROTOCOL_ERROR),
         (rst(3, 0), Code.PROTOCOL_ERROR),
         (frame(RST_STREAM, 0, 1, b"1"), Code.FRAME_SIZE_ERROR),
+        (rst(1, 0) + frame(RST_STREAM, 0, 1, b"1"), Code.FRAME_SIZE_ERROR),
         (frame(CONTINUATION, END_HEADERS, 1, b"\x88"), Code.PROTOCOL_ERROR),
         (frame(HEADERS, 0, 1, b"\x88") + frame(PING, 0, 0, bytes(8)), Code.PROTOCOL_ERROR),
         (frame(HEADERS, 0, 1, b"\x88") + frame(CONTINUATION, 0, 3, b"\x88"), Code.PROTOCOL_ERROR),

@@ -171,9 +171,8 @@ class Talk:
         code, value = [
             (SettingCodes.MAX_CONCURRENT_STREAMS, pick % 20),
             (SettingCodes.INITIAL_WINDOW_SIZE, pick * 17 % 70_000),
-            (SettingCodes.MAX_FRAME_SIZE, 16_384 + pick % 20_000),
             (SettingCodes.HEADER_TABLE_SIZE, pick % 5000),
-        ][pick % 4]
+        ][pick % 3]  # no MAX_FRAME_SIZE: h2 heeds its own only from the next receive_data() on
         self.theirs.update_settings({code: value})
 
     def ping(self, pick: int) -> None:
@@ -195,10 +194,10 @@ class Talk:
         assert set(ours._h2.streams) == set(ours._live) | set(ours._left)
         assert set(ours._blocked) <= set(ours._live.values())
         assert ours._h2.outbound_flow_control_window >= 0
-        assert 0 <= ours._h2.inbound_flow_control_window <= WINDOW
+        assert 0 <= ours._window <= WINDOW
         assert ours._queued <= MAX_QUEUED
         for number, stream in self.streams.items():
-            assert 0 <= stream.buffered <= STREAM_WINDOW
+            assert 0 <= stream.buffered <= STREAM_WINDOW - stream._window <= STREAM_WINDOW
             assert sum(map(len, stream._body)) - stream._offset == stream.buffered
             if number not in self.left:
                 assert content(number, 0, len(self.got[number])) == self.got[number]

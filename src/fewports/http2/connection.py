@@ -1,8 +1,8 @@
 """One HTTP/2 connection of a client. Decides what each frame means for which stream, and when the connection
 must end; has no socket and no clock, and takes no lock: its owner holds one around each call.
 
-Sections are those of RFC 9113 unless another RFC is named. h2 keeps the states, windows and settings. Before it sees
-a frame, the frame is looked at here, and these never get there:
+Sections are those of RFC 9113 unless another RFC is named. h2 keeps the states, the settings and the windows for what
+we send. Before it sees a frame, the frame is looked at here, and these never get there:
 
 frame                            because
 too large                        h2 would wait for all of it first
@@ -10,7 +10,7 @@ PING                             h2 would queue any number of answers
 GOAWAY                           h2 would refuse every frame after it, and forget what is to be sent
 PUSH_PROMISE                     we forbid it, so that it is an error anywhere
 PRIORITY, unknown types          nothing to do
-DATA of a stream that we reset   h2 would reset it again for each
+DATA                             h2 copies it thrice, and resets a stream again for each that comes late
 
 Of a header block h2 sees the status only (hpack.py); the rules for fields are in fields.py.
 
@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from h2.events import (
-    DataReceived,
     InformationalResponseReceived,
     RemoteSettingsChanged,
     ResponseReceived,
@@ -46,10 +45,12 @@ from .frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
+    END_STREAM,
     GOAWAY,
     HEADERS,
     LAST_ID,
     MAX_FRAME,
+    PADDED,
     PING,
     PUSH,
     RST_STREAM,
@@ -57,6 +58,7 @@ from .frames import (
     WINDOW_UPDATE,
     Bytes,
     code_of,
+    end_of,
     engine,
     frame_head,
     goaway,
@@ -104,7 +106,7 @@ class Connection:
         self._max_streams = max_streams
         self._limit = min(ASSUMED_STREAMS, max_streams)
         self._step = window // 2
-        self._stream_window = stream_window
+        self.stream_window = stream_window
         self.stream_step = max(stream_window // 2, 1)  # so much is taken before the peer is told
         self._live: dict[int, Stream] = {}
         self._left: dict[int, int] = {}  # with what its window may let through
@@ -116,7 +118,8 @@ class Connection:
         self._block_size = self._block_frames = 0
         self._greeted = False  # the peer's SETTINGS came
         self._received = 0  # bytes of DATA that the peer may send again, and is not told yet
-        self._control = bytearray()  # frames of ours that h2 did not make
+        self._window = window  # bytes of DATA that the peer may send
+        self._control = bytearray(h2.data_to_send())  # to be sent before what h2 has
         self._queued = self._owed = self._idle_frames = 0
         self._blocked: dict[Stream, None] = {}  # streams that have more to send
         self._woken: dict[Stream, None] = {}
@@ -161,6 +164,7 @@ class Connection:
                 return
             data = bytes(self._kept)
             self._kept.clear()
+        view = memoryview(data)
         end = len(data)
         at = 0
         self._need = 9
@@ -172,7 +176,7 @@ class Connection:
             if end - at < 9 + size:
                 self._need = 9 + size
                 break
-            self._take_frame(kind, flags, stream & LAST_ID, data[at : at + 9 + size])
+            self._take_frame(kind, flags, stream & LAST_ID, view[at : at + 9 + size])
             at += 9 + size
         self._kept += data[at:]
 
@@ -189,9 +193,10 @@ class Connection:
 
     def pending(self) -> bytes:
         """Return what is to be sent, all at once. Streams that waited for room wake."""
+        # Ours first: a window for a stream goes out before its reset.
         data = self._h2.data_to_send()
         if self._control:
-            data += self._control
+            data = bytes(self._control) + data
             self._control.clear()
         if self._queued >= MAX_QUEUED:
             self._wake_blocked()
@@ -305,14 +310,14 @@ class Connection:
         h2_stream = self._h2.streams[stream.id]
         self._forget(stream)
         self._h2.streams[stream.id] = h2_stream  # h2 must know it, as long as we do
-        self._left[stream.id] = self._stream_window
+        self._left[stream.id] = self.stream_window
         if len(self._left) > MAX_LEFT:
             oldest = next(iter(self._left))
             del self._left[oldest]
             self._h2.streams.pop(oldest, None)
 
-    def _widen(self, count: int, number: int | None = None) -> None:
-        self._h2.increment_flow_control_window(count, number)
+    def _widen(self, number: int, size: int) -> None:
+        self._control += window_update(number, size)
 
     # Below: frames. Each has come whole.
 
@@ -327,16 +332,11 @@ class Connection:
             raise self._failed(Code.PROTOCOL_ERROR, "a frame inside a header block")  # section 6.10
         if kind == DATA:
             self._expect_stream(number)
-            if number in self._live:
-                # The connection's window is for what is under way: it opens again on receipt. The stream's is for
-                # what waits here: it opens when the owner takes it, so that one who does not holds up nobody else.
-                self._received += size
-                self._pass_on(frame)
-                if self._received >= self._step:
-                    self._widen(self._received)
-                    self._received = 0
-            else:
+            stream = self._live.get(number)
+            if stream is None:
                 self._take_late_data(number, size)
+            else:
+                self._take_data(stream, flags, frame)
         elif kind in (HEADERS, CONTINUATION):
             self._take_headers(kind, flags, number, frame)
         elif kind in (SETTINGS, WINDOW_UPDATE, RST_STREAM):
@@ -374,6 +374,42 @@ class Connection:
         if self._owed > MAX_OWED:
             raise self._failed(Code.ENHANCE_YOUR_CALM, f"more than {MAX_OWED} answers due at once")
 
+    def _take_data(self, stream: Stream, flags: int, frame: Bytes) -> None:
+        """Take a part of a body (section 6.1). h2 sees its end only: the windows for what comes are ours."""
+        size = len(frame) - 9
+        # The connection's window is for what is under way: it opens again on receipt. The stream's is for what
+        # waits here: it opens when the owner takes it, so that one who does not holds up nobody else.
+        self._window -= size
+        self._received += size
+        stream._window -= size
+        if self._window < 0 or stream._window < 0:
+            raise self._failed(Code.FLOW_CONTROL_ERROR, f"more data on stream {stream.id} than a window lets through")
+        if self._received >= self._step:
+            self._widen(0, self._received)
+            self._window += self._received
+            self._received = 0
+        if stream.head is None or stream.ended:
+            self._pass_on(frame)  # h2 refuses it
+            return
+        start, stop = 9, len(frame)
+        if flags & PADDED:
+            start, stop = 10, stop - (frame[9] if size else 0)
+            if start > stop:
+                raise self._failed(Code.PROTOCOL_ERROR, "more padding than data")
+        flaw = stream._take_data(bytes(frame[start:stop]))
+        if start < stop:
+            self._idle_frames = 0
+            self._woken[stream] = None
+        else:
+            self._count_idle()
+        if flaw is not None:
+            self._refuse(stream, flaw)
+            return
+        if stop - start < size:
+            stream._give_back(size - (stop - start))
+        if flags & END_STREAM:
+            self._pass_on(end_of(stream.id))
+
     def _sift_settings(self, frame: Bytes) -> Bytes:
         """Leave out unknown settings: h2 would keep all 65,536 of them. Refuse pushes: only h2 4.4 does."""
         self._count_owed()
@@ -393,8 +429,7 @@ class Connection:
         if not size:
             self._count_idle()
             return
-        # h2 did not count it, so it does not count what we give back either.
-        self._control += window_update(size)
+        self._control += window_update(0, size)
 
     def _take_headers(self, kind: int, flags: int, number: int, frame: Bytes) -> None:
         if kind == HEADERS:
@@ -454,9 +489,7 @@ class Connection:
         except Exception as error:  # what h2, hpack and hyperframe raise, and what escapes them on odd input
             raise self._failed(code_of(error), f"a broken rule ({error})") from error
         for event in events:
-            if isinstance(event, DataReceived):
-                self._take_data(event)
-            elif isinstance(event, StreamEnded):
+            if isinstance(event, StreamEnded):
                 self._take_end(event.stream_id)
             elif isinstance(event, (ResponseReceived, InformationalResponseReceived, TrailersReceived)):
                 self._take_block(event)
@@ -479,20 +512,6 @@ class Connection:
         self._woken[stream] = None
         if flaw is not None:
             self._refuse(stream, flaw)
-
-    def _take_data(self, event: DataReceived) -> None:
-        stream = self._live[event.stream_id]
-        data = event.data
-        if data:
-            self._idle_frames = 0
-            self._woken[stream] = None
-        else:
-            self._count_idle()
-        flaw = stream._take_data(data)
-        if flaw is not None:
-            self._refuse(stream, flaw)
-        elif event.flow_controlled_length > len(data):
-            stream._give_back(event.flow_controlled_length - len(data))  # padding
 
     def _take_end(self, number: int) -> None:
         stream = self._live.get(number)

@@ -22,6 +22,7 @@ LAST_ID = 2**31 - 1  # section 5.1.1
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
+PADDED = 0x8
 
 Bytes = bytes | bytearray | memoryview
 
@@ -75,9 +76,14 @@ def ping(flags: int, token: Bytes) -> bytes:
     return b"\0\0\x08\x06%c\0\0\0\0" % flags + token
 
 
-def window_update(size: int) -> bytes:
-    """Return a WINDOW_UPDATE for the connection (section 6.9)."""
-    return b"\0\0\x04\x08\0\0\0\0\0" + size.to_bytes(4, "big")
+def window_update(number: int, size: int) -> bytes:
+    """Return a WINDOW_UPDATE for a stream, or 0 for the connection (section 6.9)."""
+    return b"\0\0\x04\x08\0" + two_numbers.pack(number, size)
+
+
+def end_of(number: int) -> bytes:
+    """Return DATA that is empty and ends a stream (section 6.1)."""
+    return b"\0\0\0\0\x01" + number.to_bytes(4, "big")
 
 
 def settings_of(frame: Bytes) -> list[bytes]:

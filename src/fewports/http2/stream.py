@@ -72,6 +72,7 @@ class Stream:
         "_returned",
         "_to_come",
         "_to_send",
+        "_window",
         "buffered",
         "closed",
         "continued",
@@ -92,6 +93,7 @@ class Stream:
         self._body: deque[bytes | bytearray] = deque()
         self._offset = 0  # of the first piece: so much was taken
         self._returned = 0  # bytes that the peer may send again, and is not told yet
+        self._window = connection.stream_window  # bytes that it may send
         self._to_come: int | None = None  # bytes of the body, if they were announced
         self._to_send = request.length
         self.id = number
@@ -216,7 +218,8 @@ class Stream:
         """Let the peer send so many bytes more, told in large steps (section 6.9)."""
         self._returned += count
         if not self.ended and not self.closed and self._returned >= self._connection.stream_step:
-            self._connection._widen(self._returned, self.id)
+            self._connection._widen(self.id, self._returned)
+            self._window += self._returned
             self._returned = 0
 
     def _fail(self, error: ProtocolError, repeatable: bool) -> None:
