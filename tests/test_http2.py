@@ -1158,7 +1158,9 @@ def test_options(options: dict[str, int]) -> None:
     with pytest.raises(InvalidOption):
         Connection(**options)
 
-    assert Connection(window=65535, stream_window=2**31 - 1, max_streams=1).room == 1
+    smallest = Connection(window=65535, stream_window=2**31 - 1, max_streams=1)
+    assert smallest.room == 1
+    assert kinds(smallest.pending()) == [SETTINGS]  # the peer has this window without being told
 
 
 def test_the_smallest_windows() -> None:

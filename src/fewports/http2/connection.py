@@ -99,8 +99,7 @@ class Connection:
                 f"windows are of 65535 (of a stream: 1) to {LAST_ID} bytes, and max_streams is positive"
             )
         self._reading, self._writing = Reading(), Writing()
-        self._h2 = h2 = engine(self._reading, self._writing, stream_window)
-        h2.increment_flow_control_window(max(window - 65535, 1))
+        self._h2 = engine(self._reading, self._writing, stream_window)
         self._coder = FieldCoder()
         self._requests: dict[tuple[Field, ...], tuple[Request, bytes]] = {}
         self._max_streams = max_streams
@@ -119,7 +118,9 @@ class Connection:
         self._greeted = False  # the peer's SETTINGS came
         self._received = 0  # bytes of DATA that the peer may send again, and is not told yet
         self._window = window  # bytes of DATA that the peer may send
-        self._control = bytearray(h2.data_to_send())  # to be sent before what h2 has
+        self._control = bytearray(self._h2.data_to_send())  # to be sent before what h2 has
+        if window > 65535:
+            self._widen(0, window - 65535)
         self._queued = self._owed = self._idle_frames = 0
         self._blocked: dict[Stream, None] = {}  # streams that have more to send
         self._woken: dict[Stream, None] = {}
