@@ -19,6 +19,7 @@ FLOORS = {
     "source": 2.0,
     "ledger": 3.0,
     "http1": 4.0,
+    "http2": 4.1,
     "gated": 4.0,
     "pool": 4.0,
     "dial": 4.1,

@@ -1,4 +1,4 @@
-"""What goes wrong with HTTP/1.1."""
+"""What goes wrong with HTTP; http2 has more of it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from ..errors import FewportsError
 
 
 class ProtocolError(FewportsError):
-    """HTTP/1.1 was broken, by us or by the peer."""
+    """HTTP was broken, by us or by the peer."""
 
 
 class LocalProtocolError(ProtocolError, ValueError):
-    """A request that must not be sent, or a reader used out of turn: a mistake of the caller."""
+    """A request that must not be sent, or a reader or stream used out of turn: a mistake of the caller."""
 
 
 class RemoteProtocolError(ProtocolError):
     """The peer broke the rules: ``what`` is wrong, ``where``, and the bytes in question (``data``).
 
-    The connection cannot be used again.
+    The connection cannot be used again, unless it is one stream of HTTP/2 only that was broken.
     """
 
     def __init__(self, what: str, where: str, data: bytes = b"") -> None:
