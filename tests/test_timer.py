@@ -18,7 +18,8 @@ from fewports.urllib3 import HTTPConnectionPool, PoolManager
 
 
 def timers() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "fewports-timer"]
+    # A thread whose start() a KeyboardInterrupt broke off is enumerated for ever, although it never ran.
+    return [thread.name for thread in threading.enumerate() if thread.name == "fewports-timer" and thread.is_alive()]
 
 
 def watched(**options: Any) -> tuple[PoolManager, Captured]:
