@@ -164,16 +164,3 @@ def test_a_budget_is_served_by_the_timer() -> None:
         fewports.create_connection((server.host, server.port), ledger=book).close()
 
         assert 0.5 < time.monotonic() - began < 2  # TIME_WAIT on loopback is reused after 1 s
-
-
-def test_there_is_one_thread() -> None:
-    """Should two be started, as after a KeyboardInterrupt in the middle of it, the second ends at once."""
-    with fresh_server() as server, PoolManager(ledger=fewports.Ledger()) as http:
-        http.request("GET", server.url + "/")
-        assert until(lambda: timer._thread is not None)
-        second = threading.Thread(target=timer._loop)
-        second.start()
-        second.join(5)
-
-        assert not second.is_alive()
-        assert len(timers()) == 1

@@ -73,12 +73,9 @@ class Timer:
             thread = threading.Thread(target=self._loop, name="fewports-timer", daemon=True)
             with contextlib.suppress(RuntimeError):  # no thread can be had now: the next call tries again
                 thread.start()
+                self._thread = thread
 
     def _loop(self) -> None:
-        with self._lock:  # not by who starts it, whom a KeyboardInterrupt may keep from it: then there would be two
-            if self._thread is not None:
-                return
-            self._thread = threading.current_thread()
         while True:
             pause: float | None = CHECK
             with _logged():
