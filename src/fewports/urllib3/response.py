@@ -194,7 +194,7 @@ class Body:
     def _finish(self, wire: Wire) -> None:
         self._wire = None
         if wire.parted or not wire.reader.reusable:
-            wire.close()
+            wire.part()
 
     def _fall_short(self, wire: Wire, data: bytes, *, strict: bool) -> None:
         failure = cast(http1.Truncated, wire.failure)
@@ -356,7 +356,7 @@ def respond(wire: Wire, head: http1.Head, method: str, url: str, asked: Any, ver
         response.length_remaining = 0
         response._uncached_read_occurred = True
         if not reader.reusable:
-            wire.close()
+            wire.part()
         return response
     response._encoded = reader.encoded
     response._fp = response._original_response = Body(wire, head, method)  # type: ignore[assignment]
