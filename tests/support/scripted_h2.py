@@ -63,22 +63,25 @@ class Asked(NamedTuple):
 
 
 class H2Peer:
-    """The server's end of one connection. Reading answers SETTINGS, and PING while *polite*.
+    """The server's end of one connection. Reading answers SETTINGS and PING while *polite*, and gives windows back
+    while *generous*.
 
     ``seen``: the frames that came. ``resets``: the codes of RST_STREAM by stream, ``goodbye``: that of GOAWAY.
-    ``bodies``: what came of the bodies, by stream; windows are given back while *polite*.
+    ``bodies``: what came of the bodies, by stream. ``closed``: nothing comes any more.
     """
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
-        self.polite = True
+        self.polite = self.generous = True
+        self.closed = False
         self.seen: list[Frame] = []
         self.resets: dict[int, int] = {}
-        self.bodies: dict[int, bytes] = {}
+        self.bodies: dict[int, bytearray] = {}
         self.goodbye: int | None = None
         self._decoder = Decoder()
         self._heads: list[Asked] = []
         self._data = b""
+        self._unacknowledged = 0
 
     def greet(self, **values: int) -> None:
         """Read the preface, send SETTINGS with *values*, those of http2_peer.settings()."""
@@ -88,7 +91,16 @@ class H2Peer:
         if not self._data.startswith(PREFACE):
             raise AssertionError(f"no preface: {self._data[:100]!r}")
         self._data = self._data[len(PREFACE) :]
+        self._unacknowledged += 1
         self.send(settings(**values))
+
+    def change(self, **values: int) -> None:
+        """Send SETTINGS with *values*, and read until the client has acknowledged all SETTINGS."""
+        self._unacknowledged += 1
+        self.send(settings(**values))
+        while self._unacknowledged:
+            if self.frame() is None:
+                raise ConnectionError("the client has closed")
 
     def send(self, *pieces: bytes) -> None:
         self.peer.send(b"".join(pieces))
@@ -128,7 +140,7 @@ class H2Peer:
         while not self._ended(stream):
             if self.frame() is None:
                 raise ConnectionError("the client has closed")
-        return self.bodies.get(stream, b"")
+        return bytes(self.bodies.get(stream, b""))
 
     def answer(self, stream: int, body: bytes = b"ok", *fields: tuple[str, str]) -> None:
         """Send a whole response; *body* goes in frames of 16 KiB, whatever the windows are."""
@@ -170,13 +182,16 @@ class H2Peer:
         try:
             piece = self.peer.sock.recv(1 << 16)
         except (ConnectionError, ssl.SSLEOFError):
-            return False
+            piece = b""
         self._data += piece
-        return bool(piece)
+        self.closed = not piece
+        return not self.closed
 
     def _note(self, found: Frame) -> None:
         kind, flags, stream, payload = found
-        if kind == SETTINGS and not flags & ACK and self.polite:
+        if kind == SETTINGS and flags & ACK:
+            self._unacknowledged -= 1
+        elif kind == SETTINGS and self.polite:
             self._say(frame(SETTINGS, ACK))
         elif kind == PING and not flags & ACK and self.polite:
             self._say(frame(PING, ACK, 0, payload))
@@ -186,8 +201,8 @@ class H2Peer:
             if ":method" in fields:  # else it is a trailer
                 self._heads.append(Asked(stream, fields, bool(flags & END_STREAM)))
         elif kind == DATA:
-            self.bodies[stream] = self.bodies.get(stream, b"") + payload
-            if payload and self.polite:
+            self.bodies.setdefault(stream, bytearray()).extend(payload)
+            if payload and self.generous:
                 self._say(window(0, len(payload)), window(stream, len(payload)))
         elif kind == RST_STREAM:
             self.resets[stream] = found.code
