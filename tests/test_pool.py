@@ -31,6 +31,8 @@ class Connection:
     """A connection as the pool knows it; *name* tells it from others."""
 
     numbers = itertools.count(1)
+    shared = spent = False
+    capacity = 1
 
     def __init__(self, books: Books | None = None, lease: Lease | None = None, expires: float = inf) -> None:
         self.books = books
@@ -48,6 +50,9 @@ class Connection:
 
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
+
+    def disown(self) -> None:
+        self.ended = CloseReason.DROPPED
 
     def __repr__(self) -> str:
         return f"<Connection {self.number}>"

@@ -88,6 +88,8 @@ class Connection:
     """What goes in and out on one connection. receive() and pending() move bytes; reserve() leads to streams.
 
     ``error``: why it failed. ``closing``: no new stream can be opened. ``unanswered``: so many PINGs of ours.
+    ``greeted``: the peer's SETTINGS came; ``told_last``: it went away and said which streams it has
+    looked at. ``limit``: so many streams may be open at once.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Connection:
         self._coder = FieldCoder()
         self._requests: dict[tuple[Field, ...], tuple[Request, bytes]] = {}
         self._max_streams = max_streams
-        self._limit = min(ASSUMED_STREAMS, max_streams)
+        self.limit = min(ASSUMED_STREAMS, max_streams)
         self._step = window // 2
         self.stream_window = stream_window
         self.stream_step = max(stream_window // 2, 1)  # so much is taken before the peer is told
@@ -115,7 +117,8 @@ class Connection:
         self._need = 9  # bytes of it, as far as is known
         self._block = 0  # the stream whose header block goes on
         self._block_size = self._block_frames = 0
-        self._greeted = False  # the peer's SETTINGS came
+        self.greeted = False
+        self.told_last = False
         self._received = 0  # bytes of DATA that the peer may send again, and is not told yet
         self._window = window  # bytes of DATA that the peer may send
         self._control = bytearray(self._h2.data_to_send())  # to be sent before what h2 has
@@ -135,7 +138,7 @@ class Connection:
         if self.closing:
             return 0
         ids = (LAST_ID - self._next_id) // 2 + 1
-        return max(0, min(self._limit - len(self._live), ids) - self._reserved)
+        return max(0, min(self.limit - len(self._live), ids) - self._reserved)
 
     @property
     def active(self) -> int:
@@ -173,7 +176,8 @@ class Connection:
             high, low, kind, flags, stream = frame_head.unpack_from(data, at)
             size = high << 8 | low
             if size > MAX_FRAME:
-                raise self._failed(Code.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+                what = f"a frame of {size} bytes" if self.greeted else "something other than HTTP/2 at the start"
+                raise self._failed(Code.FRAME_SIZE_ERROR, what)
             if end - at < 9 + size:
                 self._need = 9 + size
                 break
@@ -224,6 +228,9 @@ class Connection:
 
     # Below: what seats and streams ask for.
 
+    def _room(self, stream: Stream) -> int:
+        return min(self._h2.local_flow_control_window(stream.id), MAX_QUEUED - self._queued)
+
     def _open(self, seat: Seat, fields: Iterable[Field], end: bool) -> Stream:
         request, block = self._request(tuple(fields))
         allowed = self._h2.remote_settings.max_header_list_size
@@ -234,8 +241,8 @@ class Connection:
         self._give_back(seat)
         if self.closing:
             raise Unprocessed("the connection takes no new streams") from self.error
-        if len(self._live) >= self._limit:
-            raise Unprocessed(f"the peer takes {self._limit} streams at once now, and has them")
+        if len(self._live) >= self.limit:
+            raise Unprocessed(f"the peer takes {self.limit} streams at once now, and has them")
         number = self._next_id
         self._next_id += 2
         self._writing.block = self._coder.RESIZE + block if number == 1 else block
@@ -265,8 +272,7 @@ class Connection:
 
     def _send(self, stream: Stream, data: Bytes, end: bool) -> int:
         size = len(data)
-        room = min(self._h2.local_flow_control_window(stream.id), MAX_QUEUED - self._queued)
-        count = max(0, min(size, room))
+        count = max(0, min(size, self._room(stream)))
         largest = self._h2.max_outbound_frame_size
         view = memoryview(data)
         for at in range(0, count, largest):
@@ -325,10 +331,10 @@ class Connection:
     def _take_frame(self, kind: int, flags: int, number: int, frame: Bytes) -> None:
         """Do what is for us, and give h2 the others (section 4.1)."""
         size = len(frame) - 9
-        if not self._greeted:
+        if not self.greeted:
             if kind != SETTINGS or flags & ACK:
                 raise self._failed(Code.PROTOCOL_ERROR, "something other than SETTINGS at the start")  # section 3.4
-            self._greeted = True
+            self.greeted = True
         if self._block and (kind != CONTINUATION or number != self._block):
             raise self._failed(Code.PROTOCOL_ERROR, "a frame inside a header block")  # section 6.10
         if kind == DATA:
@@ -477,7 +483,7 @@ class Connection:
         last, code = two_numbers.unpack_from(frame, 9)
         last &= LAST_ID
         self._count_idle()
-        self.closing = True
+        self.closing = self.told_last = True
         for stream in [stream for stream in self._live.values() if stream.id > last]:
             stream._fail(Unprocessed(f"the peer goes away ({code_name(code)}) and did not look at it"), True)
             self._forget(stream)
@@ -549,7 +555,7 @@ class Connection:
         self._forget(stream)
 
     def _take_settings(self, event: RemoteSettingsChanged) -> None:
-        self._limit = min(self._h2.remote_settings.max_concurrent_streams, self._max_streams)
+        self.limit = min(self._h2.remote_settings.max_concurrent_streams, self._max_streams)
         if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
             self._wake_blocked()
 

@@ -49,11 +49,13 @@ from ..gated import GatedSocket, gated, pass_on
 from ..http1 import LocalProtocolError, Preset, request_head
 from ..kernel import facts, options
 from ..ledger.account import Lease
-from ..pool import Pool, PoolClosed
+from ..pool import PoolClosed
 from ..sync.dial import dial, resolve
+from ..sync.shared import SharedWire
 from ..sync.wire import TOGETHER, Wire
 from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
 from .response import BadLength, BadResponse, Response, receive
+from .sharing import Sharing
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
 _WITHOUT_BODY = frozenset(
@@ -95,14 +97,15 @@ class Times(NamedTuple):
     deadline: float | None
 
 
-class HTTPConnection(urllib3.connection.HTTPConnection):
+class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     """urllib3's connection on a leased port.
 
     It may take over the socket of an idle connection that comes free while it waits for a port.
     """
 
+    shared = spent = False  # it is of one user at a time, and can connect again
+    capacity = 1
     gate: Gate = open_gate
-    home: Pool[HTTPConnection] | None = None
     lease: Lease | None = None
     idle_since: float = 0.0
     expires: float = inf
@@ -135,17 +138,26 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             return
         try:
             outcome = self._dial()
-            while isinstance(outcome, HTTPConnection) and connection.is_connection_dropped(outcome):
+            while not isinstance(outcome, GatedSocket) and not outcome.alive():
                 outcome.end(CloseReason.PEER_CLOSED)  # before it was our turn
-                if self.home is not None:
-                    self.home.drop_place()
+                self._discard(outcome)
                 outcome = self._dial()
         except Exception as error:
+            self._opened(None, failed=True)
             self._failure = error
             super().connect()  # urllib3 cleans up after _new_conn(), which raises it
             raise AssertionError("connect() goes through _new_conn()") from error
-        if isinstance(outcome, HTTPConnection):
-            self._take_over(outcome)
+        except BaseException:
+            self._opened(None)
+            raise
+        if not isinstance(outcome, GatedSocket):
+            self._opened(None)
+            if isinstance(outcome, SharedWire):
+                self.board(outcome)
+            else:
+                self._take_over(outcome)
+            if self.home is not None:
+                self.home.adopted()
             return
         self.wire = None
         self._dialled = outcome
@@ -154,21 +166,28 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             options.skip_time_wait(outcome)  # if the handshake fails, it is ssl that closes it
         lease = outcome.lease
         try:
-            super().connect()
+            self._finish_connect()
             outcome.passing = False
             pass_on(outcome, self.sock)
-        except BaseException:
+            self.lease = lease
+            if self.home is not None:
+                self.expires = self.aged = self.home.expiry(monotonic())
+                self._share(self.home)
+        except BaseException as error:
             outcome.passing = False
             outcome.close()  # gives the lease back, if the descriptor has gone elsewhere and is closed
+            self._opened(None, failed=isinstance(error, Exception))
             raise
-        self.lease = lease
-        if self.home is not None:
-            self.expires = self.aged = self.home.expiry(monotonic())
 
     def close(self) -> None:
         """Close the socket; a response that is under way ends there."""
         self.lease = None
         self.deadline = self.outcome = self.until = None
+        if self.alone:
+            self._opened(None)
+        rider, self.rider = self.rider, None
+        if rider is not None:
+            rider.leave()
         self._presets = None
         self._unsent = False
         wire, self.wire = self.wire, None
@@ -184,6 +203,16 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
+
+    def disown(self) -> None:
+        """Do nothing in a forked child: the socket is gone."""
+
+    def tidy(self) -> None:
+        """Do nothing: it is of one user, who reads what comes."""
+
+    @property
+    def is_closed(self) -> bool:
+        return self.sock is None and self.rider is None
 
     @property
     def settled(self) -> bool:
@@ -221,6 +250,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
         Either not a byte of it went out, or it has no more effect twice than once, and not a byte came back.
         """
+        if self.rider is not None:
+            return self.rider.unanswered(method, error)
         wire = self.wire
         if wire is None or not wire.used or not isinstance(error, ENDS):
             return False  # nothing says that the peer has ended it
@@ -266,6 +297,17 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         enforce_content_length: bool = True,
     ) -> None:
         """Send a request, with the arguments and results of urllib3."""
+        self._sent = False
+        if self.rider is None and self.sock is None and self.home is not None and self.home.may_share:
+            self._open()
+        if self.rider is not None:
+            self._response_options = _ResponseOptions(
+                method, url, preload_content, decode_content, enforce_content_length
+            )
+            self._sent = not (body is None or isinstance(body, (bytes, str)))
+            timeout = _seconds(self.timeout)
+            self.rider.request(method, url, body, headers or {}, self.blocksize, timeout, self.deadline)
+            return
         self._unsent = True
         data = None
         plain = self._plain and not chunked and untouched()
@@ -301,6 +343,9 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         """Receive a response, with the results of urllib3."""
         asked = self._response_options
+        if self.rider is not None and asked is not None:
+            self._response_options = None
+            return self.rider.receive(asked, _seconds(self.timeout))
         own_way = self.debuglevel > 0 or self.response_class is not HTTPResponse or not untouched()
         if own_way or asked is None or self.sock is None:
             self.wire = None  # http.client reads, and sets the time-outs
@@ -325,11 +370,17 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             self.close()
         return response
 
-    def exchange(self, data: tuple[bytes, bytes], asked: Any, times: Times) -> Response:
+    def exchange(self, data: Any, asked: Any, times: Times) -> Response:
         """Send the request *data* and receive its response, on a connection that stands.
 
         ``receiving`` says afterwards how far it came.
         """
+        if self.rider is not None:
+            self.receiving = False
+            self.rider.send(data, asked.request_method, times.connect, times.deadline)
+            self.receiving = True
+            self.timeout = times.read
+            return self.rider.receive(asked, times.read)
         wire = self.wire
         if wire is None or wire.sock is not self.sock:
             wire = self._wired()
@@ -355,11 +406,14 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             self.close()
         return response
 
-    def encode(self, method: str, url: str, body: Any, headers: Mapping[str, str]) -> tuple[bytes, bytes] | None:
-        """Return a request as bytes, in two parts if it is large.
+    def encode(self, method: str, url: str, body: Any, headers: Mapping[str, str]) -> Any:
+        """Return a request as bytes, in two parts if it is large; for HTTP/2 as fields and a body.
 
         None if there is anything uncommon in it: http.client sees to that.
         """
+        if self.rider is not None:
+            plain = method in _METHODS and _is_plain_target(url)
+            return self.rider.encode(method, url, body, headers) if plain else None
         if method not in _METHODS or not _is_plain_target(url) or self._http_vsn != 11 or self.debuglevel > 0:
             return None
         if self.response_class is not HTTPResponse:
@@ -409,9 +463,13 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         scheme = "https" if isinstance(self, urllib3.connection.HTTPSConnection) else "http"
         return Origin(scheme, self._dns_host, self.port)
 
-    def _dial(self) -> GatedSocket | HTTPConnection:
+    def _dial(self) -> GatedSocket | Kept:
         peer = self.peer
         try:
+            if self.home is not None and self.home.merges and not self.alone:
+                found = self._find_way(self.home)
+                if found is not None:
+                    return found
             destinations = _resolve(peer.host, peer.port)
             to = self.gate.to(peer, self.source_address)
             return dial(
@@ -448,8 +506,6 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         self.proxy_is_verified = other.proxy_is_verified
         self._has_connected_to_proxy = other._has_connected_to_proxy
         self._wired().patience(_seconds(self.timeout))
-        if self.home is not None:
-            self.home.adopted()
 
     def _wired(self) -> Wire:
         wire = self.wire
@@ -522,6 +578,9 @@ OURS: set[Callable[..., socket.socket]] = {HTTPConnection._new_conn}  # and thos
 
 class HTTPSConnection(HTTPConnection, urllib3.connection.HTTPSConnection):
     """urllib3's TLS connection on a leased port."""
+
+
+Kept = HTTPConnection | SharedWire
 
 
 def _resolve(host: str, port: int) -> list[Destination]:

@@ -72,10 +72,11 @@ class PoolManager(urllib3.PoolManager):
         ledger: Ledger | None = None,
         idle_limit: float = IDLE_LIMIT,
         max_age: float = AGE_LIMIT,
+        http2: bool | str = "auto",
         gate: Gate | None = None,
         **connection_pool_kw: Any,
     ) -> None:
-        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age)
+        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age, http2)
         super().__init__(num_pools, headers, **connection_pool_kw)
         self._known: dict[str, Known] = {}  # by origin
         self._recent: Recent | None = None

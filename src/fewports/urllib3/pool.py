@@ -6,7 +6,6 @@ Long, because the straight way of a request stands beside the ways that it leave
 from __future__ import annotations
 
 import logging
-import queue
 import weakref
 from collections.abc import Iterable
 from http.client import HTTPException
@@ -19,7 +18,7 @@ import urllib3
 from urllib3.connection import _ResponseOptions, port_by_scheme
 from urllib3.connectionpool import log as stock_log
 from urllib3.exceptions import ClosedPoolError, EmptyPoolError, FullPoolError
-from urllib3.util import Retry, Timeout, parse_url
+from urllib3.util import Retry, Timeout, parse_url, ssl_
 from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
 from .._own import own
@@ -27,13 +26,15 @@ from ..budget import Budget
 from ..events import CloseReason
 from ..ledger.account import Waiter
 from ..ledger.local import Ledger
-from ..pool import AGE_LIMIT, IDLE_LIMIT, Place, Pool, PoolClosed
+from ..pool import AGE_LIMIT, ALONE, IDLE_LIMIT, PLACE, Place, Pool, PoolClosed
 from ..source import Sources
 from ..sync.dial import Alarm
+from ..sync.shared import SharedWire
 from ..sync.timer import timer
-from .connection import HTTPConnection, HTTPSConnection, Times, untouched
+from .connection import OURS, HTTPConnection, HTTPSConnection, Kept, Times, untouched
 from .gate import Gate
 from .response import Response
+from .shelf import Shelf
 
 if TYPE_CHECKING:
     from urllib3._base_connection import BaseHTTPConnection
@@ -71,48 +72,6 @@ _pooling = attrgetter("urlopen", *_POOLING)
 _stock_pooling = tuple(own("urllib3", urllib3.HTTPConnectionPool, step) for step in ("urlopen", *_POOLING))
 
 
-class Shelf:
-    """What urllib3 calls ``pool.pool``: the places that are left, as a queue of connections and Nones."""
-
-    def __init__(self, pool: HTTPConnectionPool, maxsize: int) -> None:
-        self._pool = weakref.ref(pool)
-        self.maxsize = maxsize
-
-    def qsize(self) -> int:
-        pool = self._pool()
-        return min(self.maxsize, max(0, self.maxsize - pool.home.used)) if pool else 0
-
-    def empty(self) -> bool:
-        return self.qsize() == 0
-
-    def full(self) -> bool:
-        return self.qsize() == self.maxsize
-
-    def get(self, block: bool = True, timeout: float | None = None) -> HTTPConnection | None:
-        """Take a place: with a connection if one is idle. Raises queue.Empty."""
-        pool = self._pool()
-        if pool is None or pool.home.closed or self.qsize() == 0:
-            raise queue.Empty
-        return pool.take(timeout)
-
-    def get_nowait(self) -> HTTPConnection | None:
-        return self.get(block=False)
-
-    @property
-    def queue(self) -> list[HTTPConnection | None]:
-        """The places as a list, the next one last."""
-        pool = self._pool()
-        idle = pool.home.quiet() if pool else []
-        return [*[None] * (self.qsize() - len(idle)), *idle]
-
-    def put(self, item: HTTPConnection | None, block: bool = True, timeout: float | None = None) -> None:
-        """Give a place back. Raises queue.Full."""
-        pool = self._pool()
-        if pool is None or self.full():
-            raise queue.Full
-        pool.give_back(item)
-
-
 class HTTPConnectionPool(urllib3.HTTPConnectionPool):
     """urllib3's pool of one host, behind the gate.
 
@@ -132,13 +91,14 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         ledger: Ledger | None = None,
         idle_limit: float = IDLE_LIMIT,
         max_age: float = AGE_LIMIT,
+        http2: bool | str = "auto",
         gate: Gate | None = None,
         **keywords: Any,
     ) -> None:
-        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age)
+        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age, http2)
         super().__init__(*args, **keywords)
         maxsize = getattr(self.pool, "maxsize", 1)
-        self.home: Pool[HTTPConnection] = Pool(self.gate.limits(maxsize, self.block))
+        self.home: Pool[Kept] = Pool(self.gate.limits(maxsize, self.block), merges=self._may_share())
         self.pool = cast(Any, Shelf(self, maxsize))
         self._shells: list[HTTPConnection] = []  # closed, to be connected again: making one costs 10 us
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
@@ -161,14 +121,22 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             for other, reason in endings:
                 other.end(reason)
             if found is None:
-                found = self._wait_for_place(timeout)
+                if self.block:
+                    found = self._wait_for_place(timeout)
+                else:  # its connect() waits for a way, and knows for how long
+                    self.home.add_place()
+                    found = PLACE
             if isinstance(found, Place):
-                try:
-                    shell = self._shells.pop()
-                except IndexError:
-                    return None
-                shell.close()  # forgets a request that was begun without a connection
+                shell = self._shell()
+                if shell is not None:
+                    shell.alone = found is ALONE
+                elif found is ALONE:
+                    self.home.not_opened(failed=False)  # its connect() asks again
                 return shell
+            if isinstance(found, SharedWire):
+                if (shell := self._board(found)) is not None:
+                    return shell
+                continue
             try:
                 if found.alive():
                     return found
@@ -179,8 +147,55 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 raise
             self.give_back(found)
 
+    def _may_share(self) -> bool:
+        """Say whether connections may turn out to be HTTP/2, which many use at once."""
+        wanted = self.gate.http2
+        if wanted is False or not issubclass(self.ConnectionCls, HTTPConnection) or not self.ConnectionCls._plain:
+            return False
+        if self.ConnectionCls._new_conn not in OURS or ssl_.IS_PYOPENSSL:
+            return False
+        if self.scheme != "https":
+            return wanted is True and self.proxy is None
+        if self.proxy is None:
+            return True
+        forwards = self.proxy_config is not None and self.proxy_config.use_forwarding_for_https
+        return self.proxy.scheme != "https" and not forwards  # TLS in TLS cannot be shared
+
+    def _shell(self) -> HTTPConnection | None:
+        """Return a closed connection to use again; None: make one."""
+        try:
+            shell = self._shells.pop()
+        except IndexError:
+            return None
+        shell.close()  # forgets a request that was begun without a connection
+        return shell
+
+    def _board(self, carrier: SharedWire) -> HTTPConnection | None:
+        """Return a connection for the seat on *carrier* that was taken; None if that is at its end."""
+        shell = None
+        try:
+            if carrier.busy or carrier.alive():
+                shell = self._shell() or cast(HTTPConnection, self._new_conn())
+                shell.board(carrier)
+                return shell
+            carrier.end(CloseReason.PEER_CLOSED)
+        except BaseException:
+            if shell is None or shell.rider is None:
+                end_all(self.home.give_back(carrier, monotonic()))
+            else:
+                self.give_back(shell)
+            raise
+        end_all(self.home.give_back(carrier, monotonic()))
+        return None
+
     def give_back(self, conn: HTTPConnection | None) -> None:
         """Give back a place, with its connection if that is still open."""
+        if conn is not None and (rider := conn.rider) is not None:
+            conn.rider = None
+            if len(self._shells) < self.home.limits.kept and not self.home.closed:
+                self._shells.append(conn)
+            rider.give_back()
+            return
         if conn is None or conn.sock is None:
             if conn is not None:
                 conn.idle_since = 0.0
@@ -380,12 +395,15 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             or not self._PRIVATE.isdisjoint(self.__dict__)
         ):
             return None
-        found: HTTPConnection | Place | None = None
+        found: Kept | Place | None = None
         since = monotonic()
         try:
             found, endings = self.home.take(since)
             for other, reason in endings:
                 other.end(reason)
+            if isinstance(found, SharedWire):
+                carrier, found = found, None
+                return self._board(carrier)
             if isinstance(found, HTTPConnection):
                 if found.alive():
                     return found
@@ -482,7 +500,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             self.home.limits.kept,
         )
 
-    def _wait_for_place(self, timeout: float | None) -> HTTPConnection | Place:
+    def _wait_for_place(self, timeout: float | None) -> Kept | Place:
         alarm = Alarm()
         waiter = Waiter(alarm.wake)
         outcome: object = None
@@ -499,7 +517,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             raise
         finally:
             self.home.leave(waiter)
-        if isinstance(outcome, (HTTPConnection, Place)):
+        if isinstance(outcome, (HTTPConnection, SharedWire, Place)):
             return outcome
         if self.home.closed:
             raise ClosedPoolError(self, "Pool is closed.")
@@ -507,8 +525,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         raise EmptyPoolError(self, message)
 
     def _return(self, outcome: object) -> None:
-        if isinstance(outcome, HTTPConnection):
-            self.give_back(outcome)
+        if outcome is ALONE:
+            self.home.not_opened(failed=False)
+        if isinstance(outcome, (HTTPConnection, SharedWire)):
+            end_all(self.home.give_back(outcome, monotonic()))
         elif isinstance(outcome, Place):
             self.home.drop_place()
 
@@ -542,18 +562,18 @@ def _repeatable(args: tuple[Any, ...], keywords: dict[str, Any], conn: HTTPConne
     return body is None or isinstance(body, (bytes, str)) or not conn._sent
 
 
-def _close(home: Pool[HTTPConnection]) -> None:
+def _close(home: Pool[Kept]) -> None:
     end_all(home.close())
     timer.kick()
 
 
-def _abandon(home: Pool[HTTPConnection]) -> None:
+def _abandon(home: Pool[Kept]) -> None:
     # The garbage collector may call, in the middle of anything: no lock may be taken. While something is idle the
     # timer runs; and nothing else is in the pool of a face that is gone.
     home.abandoned = True
     timer.kick()
 
 
-def end_all(endings: Iterable[tuple[HTTPConnection, CloseReason]]) -> None:
+def end_all(endings: Iterable[tuple[Kept, CloseReason]]) -> None:
     for other, reason in endings:
         other.end(reason)
