@@ -462,6 +462,8 @@ class Pool(Generic[C]):
 
     def _hand_over(self, connection: C, woken: list[Waiter]) -> bool:
         """Give *connection* to the first in line."""
+        if connection.capacity <= 0:
+            return False
         while waiter := self._first():
             del self._line[waiter]
             if waiter.deliver(connection):

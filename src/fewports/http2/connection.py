@@ -356,6 +356,9 @@ class Connection:
                     if size != 4:
                         raise self._failed(Code.FRAME_SIZE_ERROR, f"a frame of type {kind} with {size} bytes")
                     return  # it crossed our reset or the end (section 5.1)
+                if kind == WINDOW_UPDATE and size == 4 and not any(frame[9:]):
+                    self._refuse(self._live[number], "a window that opens by 0")  # section 6.9
+                    return
             self._pass_on(frame)
         elif kind == PING:
             self._take_ping(flags, number, frame)
@@ -563,6 +566,7 @@ class Connection:
         """End one stream for a response that breaks a rule (section 8.1.1)."""
         stream._fail(stream._malformed(flaw), False)
         self._leave(stream, Code.PROTOCOL_ERROR)
+        self._woken[stream] = None
 
     def _wake_blocked(self) -> None:
         self._woken.update(self._blocked)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
 log = logging.getLogger("fewports")
+REPEATS = 6  # of a request that no server looked at: as often as Go's client; HTTP/1.1 has one
 REDIRECTS = frozenset(urllib3.HTTPResponse.REDIRECT_STATUSES)
 
 
@@ -439,15 +440,17 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             conn.deadline = monotonic() + total
             if isinstance(until, float):
                 keywords["timeout"], conn.deadline = _left(timeout, until), until
-        try:
-            return super()._make_request(conn, method, url, *args, **keywords)
-        except (OSError, HTTPException) as error:
-            if not _repeatable(args, keywords, conn) or not conn.unanswered(method, error):
-                raise
-        return self._again(conn, method, url, *args, **keywords)
+        for _ in range(REPEATS):
+            try:
+                return super()._make_request(conn, method, url, *args, **keywords)
+            except (OSError, HTTPException) as error:
+                if not _repeatable(args, keywords, conn) or not conn.unanswered(method, error):
+                    raise
+            self._reconnect(conn, keywords)
+        return super()._make_request(conn, method, url, *args, **keywords)
 
-    def _again(self, conn: HTTPConnection, method: str, url: str, *args: Any, **keywords: Any) -> BaseHTTPResponse:
-        """Repeat a request on a new connection: the one that was kept had come to its end."""
+    def _reconnect(self, conn: HTTPConnection, keywords: dict[str, Any]) -> None:
+        """Prepare to repeat a request: the connection that was kept had come to its end."""
         deadline = conn.deadline
         tunnelled = conn.proxy_is_tunneling
         conn.end(CloseReason.PEER_CLOSED)
@@ -456,7 +459,6 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if tunnelled:
             self._prepare_proxy(cast(Any, conn))
         conn.deadline = deadline
-        return super()._make_request(cast(Any, conn), method, url, *args, **keywords)
 
     def _go_on(self, conn: HTTPConnection, outcome: Response | Exception, url: str) -> BaseHTTPResponse:
         """Have urllib3 see what came of a request as if it had just made it."""
