@@ -98,8 +98,11 @@ class Wire:
         """Receive until the head of the final response is there."""
         reader = self.reader
         while (head := reader.head) is None:
+            if self.deadline is not None:
+                self.hurry()
+            data = self.sock.recv(RECEIVE)
             try:
-                self.receive()
+                reader.receive(data)
             except RemoteProtocolError:
                 if reader.head is None:
                     raise

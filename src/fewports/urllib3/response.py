@@ -228,9 +228,6 @@ class Response(urllib3.HTTPResponse):
     _head: http1.Head
     _method: str
 
-    def __init__(self) -> None:
-        """Do nothing: there are 25 attributes, and most are never looked at."""
-
     def __getattr__(self, name: str) -> Any:
         value: object
         if name == "headers":
@@ -335,12 +332,12 @@ def receive(wire: Wire, asked: Any, version: str) -> Response:
 def respond(wire: Wire, head: http1.Head, method: str, url: str, asked: Any, version: str) -> Response:
     """Make the response that *head* begins."""
     reader = wire.reader
-    response = Response()
+    response = Response.__new__(Response)  # without __init__(): there are 25 attributes, and most are never looked at
     response._head = head
     response._method = method
     response._request_url = url
     response.status = head.status
-    response.length_remaining = length = reader.length
+    response.length_remaining = reader.length
     if reader.chunked:
         response.chunked = True
     if version != "HTTP/1.1":
@@ -349,10 +346,9 @@ def respond(wire: Wire, head: http1.Head, method: str, url: str, asked: Any, ver
     if asked is not None:
         response.decode_content = asked.decode_content
         response.enforce_content_length = asked.enforce_content_length
-    if preload and length is not None and length <= reader.ready and not reader.encoded:
-        data = reader.take()
+    if preload and not reader.encoded and (data := reader.whole()) is not None:
         response._body = data if type(data) is bytes else bytes(data)
-        response._fp_bytes_read = length
+        response._fp_bytes_read = reader.got
         response.length_remaining = 0
         response._uncached_read_occurred = True
         if not reader.reusable:
