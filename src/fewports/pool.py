@@ -89,19 +89,25 @@ class Pool(Generic[C]):
         """Return when a connection opened *now* has reached its maximum age."""
         return now + self.limits.age * (1 - AGE_JITTER * self._chance())
 
-    def take(self, now: float) -> tuple[C | Place | None, Sequence[Ending[C]]]:
+    def take(self, now: float) -> tuple[C | Place | None, list[Ending[C]]]:
         """Return an idle connection, or the place for a new one, or None: then join the line.
 
         Raises PoolClosed.
         """
         with self._lock:
-            if self._idle and self._idle[-1].expires > now and self.limits.bound is None:
-                self.used += 1
-                connection = self._idle.pop()
-                if lease := connection.lease:
-                    lease.idle = False
-                return connection, ()
             return self._take(True, now)
+
+    def take_idle(self, now: float) -> C | None:
+        """Return the connection that was used last; None if there is none to be used at once: see take()."""
+        with self._lock:
+            bound = self.limits.bound
+            if not self._idle or self._idle[-1].expires <= now or (bound is not None and self.used >= bound):
+                return None
+            self.used += 1
+            connection = self._idle.pop()
+            if lease := connection.lease:
+                lease.idle = False
+            return connection
 
     def join(self, waiter: Waiter, now: float, *, place: bool) -> list[Ending[C]]:
         """Have *waiter* served with an idle connection or, where it needs one, with a place.

@@ -185,7 +185,6 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
 
-    @property
     def settled(self) -> bool:
         """Say whether no response is under way, so that another request may follow."""
         wire = self.wire
@@ -269,7 +268,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         self._unsent = True
         data = None
         plain = self._plain and not chunked and untouched()
-        if plain and self.__state == _CS_IDLE and (self.sock is None or self.settled):
+        if plain and self.__state == _CS_IDLE and (self.sock is None or self.settled()):
             data = self.encode(method, url, body, headers or {})
         if data is None:
             super().request(
@@ -330,6 +329,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
         ``receiving`` says afterwards how far it came.
         """
+        head, rest = data
         wire = self.wire
         if wire is None or wire.sock is not self.sock:
             wire = self._wired()
@@ -340,7 +340,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         self.receiving = False
         wire.reader.begin(asked.request_method)
         try:
-            self._send(wire, *data)
+            self._send(wire, head, rest)
         except ConnectionError:
             # It may have answered before it closed, as urllib3 says. But where nothing went out, that was no answer.
             if not self._sent:

@@ -9,6 +9,7 @@ import logging
 import queue
 import weakref
 from collections.abc import Iterable
+from functools import lru_cache, partial
 from http.client import HTTPException
 from operator import attrgetter
 from socket import getdefaulttimeout
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
 log = logging.getLogger("fewports")
+_asked = partial(tuple.__new__, _ResponseOptions)  # its own __new__() is a function in Python, and takes twice as long
 REDIRECTS = frozenset(urllib3.HTTPResponse.REDIRECT_STATUSES)
 
 
@@ -190,7 +192,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 conn.close()
             self.home.drop_place()
             return
-        if not conn.settled:
+        if not conn.settled():
             # Released unread. urllib3 keeps it, and may send a request before the rest of that response is here.
             conn.leave_to_response()
             self.give_back(conn)
@@ -253,10 +255,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         The common case goes straight: a plain request on an idle connection, whose response is the last word.
         What is not common is left to urllib3 at the point that was reached.
         """
-        if type(pool_timeout) is Answer:
-            return pool_timeout.response
-        if type(pool_timeout) is Begun:  # urllib3 tries again
-            pool_timeout = pool_timeout.pool_timeout
+        if pool_timeout is not None:
+            if type(pool_timeout) is Answer:
+                return pool_timeout.response
+            if type(pool_timeout) is Begun:  # urllib3 tries again
+                pool_timeout = pool_timeout.pool_timeout
         begun = None
         if (
             not (chunked or response_kw)
@@ -266,7 +269,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             policy = self.retries if retries is None else retries
             if not isinstance(policy, Retry):
                 policy = Retry.from_int(policy, redirect=redirect)
-            asked = _ResponseOptions(method, url, preload_content, decode_content, True)
+            asked = _asked((method, url, preload_content, decode_content, True))
             conn = None
             since = 0.0
             try:
@@ -362,7 +365,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if total is None or total is _DEFAULT_TIMEOUT:
             if connect is _DEFAULT_TIMEOUT:
                 connect = getdefaulttimeout()
-            return Times(connect, getdefaulttimeout() if read is _DEFAULT_TIMEOUT else read, None)
+            return _times(connect, getdefaulttimeout() if read is _DEFAULT_TIMEOUT else read)
         connect, read = (
             total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds)
             for seconds in (connect, read)
@@ -373,34 +376,21 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         """Take an idle connection that is alive, for a request that may go straight; None if there is none."""
         if _own_pooling(type(self)) != _ours or _pooling(urllib3.HTTPConnectionPool) != _stock_pooling:
             return None
-        if (
-            not untouched()
-            or self.proxy is not None
-            or not len(self.home)
-            or not self._PRIVATE.isdisjoint(self.__dict__)
-        ):
+        if not untouched() or self.proxy is not None or not self._PRIVATE.isdisjoint(self.__dict__):
             return None
-        found: HTTPConnection | Place | None = None
-        since = monotonic()
+        conn = self.home.take_idle(monotonic())
+        if conn is None:
+            return None
         try:
-            found, endings = self.home.take(since)
-            for other, reason in endings:
-                other.end(reason)
-            if isinstance(found, HTTPConnection):
-                if found.alive():
-                    return found
-                log.debug("Resetting dropped connection: %s", self.host)
-                found.end(CloseReason.PEER_CLOSED)
-        except PoolClosed:
-            return None
+            if conn.alive():
+                return conn
+            log.debug("Resetting dropped connection: %s", self.host)
+            conn.end(CloseReason.PEER_CLOSED)
         except BaseException:
-            if isinstance(found, HTTPConnection):
-                found.close()
-            if found is not None:
-                self.home.drop_place()
+            conn.close()
+            self.home.drop_place()
             raise
-        if found is not None:
-            self.give_back(found if isinstance(found, HTTPConnection) else None)
+        self.give_back(conn)
         return None
 
     def _make_request(
@@ -511,6 +501,12 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             self.give_back(outcome)
         elif isinstance(outcome, Place):
             self.home.drop_place()
+
+
+@lru_cache(16)
+def _times(connect: float | None, read: float | None) -> Times:
+    """Return the times of a request without an end: one request has the same ones as the next."""
+    return Times(connect, read, None)
 
 
 _own_pooling = attrgetter(*_POOLING)
