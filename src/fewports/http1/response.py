@@ -130,6 +130,7 @@ class Reader:
     ``encoded``: there is a Content-Encoding. ``excess``: so many bytes came after the end.
     ``idle_limit``: the N of ``Keep-Alive: timeout=N``, in seconds.
     ``persists``: nothing so far says that the connection ends with this response (section 9.3).
+    ``reusable``: another request may be sent, as both messages ended, too.
 
     Methods raise RemoteProtocolError if the peer breaks a rule, LocalProtocolError if the caller does.
     """
@@ -137,7 +138,7 @@ class Reader:
     def __init__(self) -> None:
         self._state = _IDLE
         self._error: RemoteProtocolError | None = None
-        self.persists = True
+        self.persists = self.reusable = True
         self._sending = False
         self._data: bytes | memoryview = b""  # the window: what came last,
         self._at = self._end = 0  # and what of it was not used yet
@@ -168,26 +169,22 @@ class Reader:
         """How many bytes of body the next take() can give."""
         return min(self._end - self._at, self.expects)
 
-    @property
-    def reusable(self) -> bool:
-        """Whether another request may be sent: both messages ended, and nothing says otherwise (section 9.3)."""
-        return self.done and self.persists and not self._sending
-
     def begin(self, method: str, *, sending: bool = False) -> None:
         """Expect the response to a request with *method* (its case matters: RFC 9110, section 9.1).
 
         *sending* means that the body is not out yet: only after sent() can the connection be reused.
         """
-        if not (self.done and self.persists and not self._sending):
+        if not self.reusable:
             raise LocalProtocolError(f"no request may be sent now: {self!r}, {self.excess} bytes in excess")
         self._reset(method)
         self._state = _HEAD
         self._sending = sending
-        self.done = False
+        self.done = self.reusable = False
 
     def sent(self) -> None:
         """Learn that the last byte of the request is out."""
         self._sending = False
+        self.reusable = self.done and self.persists
 
     def receive(self, data: bytes | memoryview) -> None:
         """Take in what the peer sent; empty means that it closed, as for recv(). *data* stays in use until taken."""
@@ -246,7 +243,7 @@ class Reader:
         """Learn that the peer closed; raise Truncated if that is too early."""
         if self._error is not None:
             raise self._error.with_traceback(None)
-        self.persists = False
+        self.persists = self.reusable = False
         state = self._state
         if self._at < self._end and self.expects:
             raise LocalProtocolError("there are body bytes left to take()")
@@ -287,7 +284,7 @@ class Reader:
                 self.excess += self._end - self._at
                 self._at = self._end
                 self._data = b""
-                self.persists = False
+                self.persists = self.reusable = False
 
     def _pass(self, count: int) -> None:
         """Count body bytes that were handed out, and go on after the last one of a part."""
@@ -311,6 +308,7 @@ class Reader:
         self._state = _IDLE
         self.expects = 0
         self.done = True
+        self.reusable = self.persists and not self._sending
         if self._at == self._end:
             self._data = b""  # an idle connection keeps no buffer alive
 
@@ -409,7 +407,7 @@ class Reader:
             if not length:
                 self._finish()
         if not keep:
-            self.persists = False
+            self.persists = self.reusable = False
 
     def _gather_size(self, ahead: int) -> int:
         """Read a chunk-size line that comes in parts or has extensions, which mean nothing to us (section 7.1.1).
@@ -494,7 +492,7 @@ class Reader:
     def _fail(self, error: RemoteProtocolError) -> RemoteProtocolError:
         self._error = error
         self._state = _FAILED
-        self.persists = False
+        self.persists = self.reusable = False
         self.expects = 0
         self._at = self._end
         self._data = b""

@@ -118,6 +118,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     until: float | None = None  # the deadline of a request that is to be made again
     _unsent = False  # the rest of it
     _presets: dict[Fields, Preset] | None = None
+    _latest: tuple[tuple[str, str, Fields], tuple[bytes, bytes]] | None = None  # a request without body, and its bytes
     _plain = True  # no subclass has a hand in how requests are sent or responses received
     _http_vsn: int
     _http_vsn_str: str
@@ -169,7 +170,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         """Close the socket; a response that is under way ends there."""
         self.lease = None
         self.deadline = self.outcome = self.until = None
-        self._presets = None
+        self._presets = self._latest = None
         self._unsent = False
         wire, self.wire = self.wire, None
         if wire is not None:
@@ -188,7 +189,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     def settled(self) -> bool:
         """Say whether no response is under way, so that another request may follow."""
         wire = self.wire
-        if self.__state != _CS_IDLE or (wire is not None and not wire.clean):
+        if self.__state != _CS_IDLE or (wire is not None and not wire.clean()):
             return False
         response = self.__response  # where http.client read it: for a subclass, or for debuglevel
         return response is None or response.isclosed()
@@ -333,9 +334,10 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         wire = self.wire
         if wire is None or wire.sock is not self.sock:
             wire = self._wired()
-        wire.patience(times.connect)
-        wire.deadline = times.deadline
-        if times.deadline is not None:
+        connect, read, deadline = times  # in one go: each look-up in a named tuple is a call
+        wire.patience(connect)
+        wire.deadline = deadline
+        if deadline is not None:
             wire.hurry()
         self.receiving = False
         wire.reader.begin(asked.request_method)
@@ -346,9 +348,9 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             if not self._sent:
                 raise
         self.receiving = True
-        self.timeout = times.read
-        if times.read != times.connect or times.deadline is not None:
-            wire.patience(times.read)
+        self.timeout = read
+        if read != connect or deadline is not None:
+            wire.patience(read)
         response = receive(wire, asked, "HTTP/1.1")
         if not wire.reader.persists:
             self.sock = self.wire = None
@@ -360,11 +362,14 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
         None if there is anything uncommon in it: http.client sees to that.
         """
-        if method not in _METHODS or not _is_plain_target(url) or self._http_vsn != 11 or self.debuglevel > 0:
-            return None
-        if self.response_class is not HTTPResponse:
+        if self._http_vsn != 11 or self.debuglevel > 0 or self.response_class is not HTTPResponse:
             return None
         key = tuple(headers.items())
+        latest, request = self._latest, (method, url, key)
+        if latest is not None and body is None and latest[0] == request:
+            return latest[1]
+        if method not in _METHODS or not _is_plain_target(url):
+            return None
         presets = self._presets
         if presets is None:
             presets = self._presets = {}
@@ -376,7 +381,10 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             return None
         if body is None:
             if method in _WITHOUT_BODY:
-                return request_head(method, url, (), preset), b""
+                data = request_head(method, url, (), preset), b""
+                if len(data[0]) <= REMEMBERED:
+                    self._latest = request, data
+                return data
             body = b""
         elif type(body) is str:
             body = body.encode()
