@@ -220,12 +220,12 @@ class Reader:
 
     def whole(self) -> bytes | memoryview | None:
         """Return the body at once, if it is here from its first byte to its last; else None, and take() gives it."""
-        length, at = self.length, self._at
-        if length is None or self.got or length > self._end - at:
+        length, at, end = self.length, self._at, self._end
+        if length is None or self.got or length > end - at:
             return None
-        if not length or length != self._end - at:
+        if not length or length != end - at:
             return self.take()  # there is none of it, or something behind it
-        self._at = self._end
+        self._at = end
         self.got = length
         piece = self._data[at:]
         self._finish()

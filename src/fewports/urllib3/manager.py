@@ -31,6 +31,7 @@ _STEPS = frozenset(
         *("request_encode_url", "_merge_pool_kwargs", "_proxy_requires_url_absolute_form"),
     )
 )
+_UNSAID = object()
 
 
 class Known(NamedTuple):
@@ -80,7 +81,7 @@ class PoolManager(urllib3.PoolManager):
         super().__init__(num_pools, headers, **connection_pool_kw)
         self._known: dict[str, Known] = {}  # by origin
         self._recent: Recent | None = None
-        self._split: tuple[str, re.Match[str] | None] = ("", None)  # the URL that was asked for last, and its parts
+        self._split: tuple[str, str | None, str] = ("", None, "/")  # the URL asked for last; its origin and target
         self.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
     def request(
@@ -95,36 +96,40 @@ class PoolManager(urllib3.PoolManager):
     ) -> Any:
         """Make a request, with the arguments, results and exceptions of urllib3."""
         if fields is None and json is None and body is None and method in self._encode_url_methods and self._direct:
-            urlopen_kw["headers"] = self.headers if headers is None else headers
-            return self.urlopen(method, url, **urlopen_kw)
+            headers = self.headers if headers is None else headers
+            if urlopen_kw:
+                return self.urlopen(method, url, headers=headers, **urlopen_kw)
+            return self.urlopen(method, url, headers=headers)  # to pass on even no keywords costs as much as a call
         return super().request(method, url, body, fields, headers, json, **urlopen_kw)
 
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, redirect: bool = True, *, headers: Any = _UNSAID, **kw: Any
+    ) -> Any:
         """Make a request, with the arguments, results and exceptions of urllib3."""
-        given = kw.get("pool_timeout")
-        if type(given) is Answer:  # urllib3 follows a redirect
+        if headers is _UNSAID:
+            headers = self.headers
+        if kw and type(given := kw.get("pool_timeout")) is Answer:  # urllib3 follows a redirect
             kw["pool_timeout"] = given.pool_timeout
-        pool = found = None
+        pool = None
         if self._direct and _STEPS.isdisjoint(self.__dict__):
-            known, found = self._split
+            known, origin, target = self._split
             if url != known:
                 found = _split_plain(url)
-                self._split = (url, found)
-            if found is not None:
-                pool = self._pool_of(found[1])
-        if found is None or pool is None or type(pool).urlopen is not HTTPConnectionPool.urlopen:
-            return super().urlopen(method, url, redirect, **kw)
-        headers = kw.setdefault("headers", self.headers)
-        target = found[2] or "/"
-        if len(kw) == 1:  # by position: names cost half a microsecond
-            response = pool.urlopen(method, target, None, headers, None, False, False)
+                origin, target = (found[1], found[2] or "/") if found else (None, "/")
+                self._split = url, origin, target
+            pool = None if origin is None else self._pool_of(origin)
+        if pool is None or type(pool).urlopen is not HTTPConnectionPool.urlopen:
+            return super().urlopen(method, url, redirect, headers=headers, **kw)
+        if kw:
+            told = {**kw, "redirect": False, "assert_same_host": False}
+            response = pool.urlopen(method, target, headers=headers, **told)
         else:
-            response = pool.urlopen(method, target, **{**kw, "redirect": False, "assert_same_host": False})
+            response = pool.urlopen(method, target, None, headers, None, False, False)
         if not redirect or response.status not in REDIRECTS:
             return response
         # Where it goes from here is urllib3's to say; from the pool that it finds it gets this response.
         kw["pool_timeout"] = Answer(response, kw.get("pool_timeout"))
-        return super().urlopen(method, url, redirect, **kw)
+        return super().urlopen(method, url, redirect, headers=headers, **kw)
 
     def _pool_of(self, origin: str) -> HTTPConnectionPool | None:
         """Return the pool of *origin*, the front of a URL; None where it is not one of ours, or the port is bad."""

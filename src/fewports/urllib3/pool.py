@@ -316,9 +316,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         self, conn: HTTPConnection, asked: _ResponseOptions, body: Any, headers: Any, timeout: Any
     ) -> Response | Exception | None:
         """Make a plain request on *conn*; None if it is not plain, or is to be made again on a new connection."""
+        method, url, preload = asked[:3]
         try:
             times = self._times(timeout)
-            data = conn.encode(asked.request_method, asked.request_url, body, headers)
+            data = conn.encode(method, url, body, headers)
         except Exception:
             return None  # urllib3 says what is wrong with it
         if times is None or data is None or not conn._plain:
@@ -328,7 +329,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         try:
             response = conn.exchange(data, asked, times)
         except Exception as error:
-            if not conn.unanswered(asked.request_method, error):
+            if not conn.unanswered(method, error):
                 self.num_requests += 1
                 return error
             conn.end(CloseReason.PEER_CLOSED)
@@ -336,7 +337,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             return None
         self.num_requests += 1
         response._pool = self
-        if not asked.preload_content:
+        if not preload:
             response._connection = conn
         if stock_log.isEnabledFor(logging.DEBUG):
             self._log(asked, response)
@@ -363,9 +364,9 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             return None
         connect, read, total = timeout._connect, timeout._read, timeout.total
         if total is None or total is _DEFAULT_TIMEOUT:
-            if connect is _DEFAULT_TIMEOUT:
-                connect = getdefaulttimeout()
-            return _times(connect, getdefaulttimeout() if read is _DEFAULT_TIMEOUT else read)
+            default = getdefaulttimeout()
+            connect = default if connect is _DEFAULT_TIMEOUT else connect
+            return _times(connect, default if read is _DEFAULT_TIMEOUT else read)
         connect, read = (
             total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds)
             for seconds in (connect, read)
@@ -376,7 +377,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         """Take an idle connection that is alive, for a request that may go straight; None if there is none."""
         if _own_pooling(type(self)) != _ours or _pooling(urllib3.HTTPConnectionPool) != _stock_pooling:
             return None
-        if not untouched() or self.proxy is not None or not self._PRIVATE.isdisjoint(self.__dict__):
+        if not untouched() or self.proxy is not None or not self.__dict__.keys().isdisjoint(self._PRIVATE):
             return None
         conn = self.home.take_idle(monotonic())
         if conn is None:

@@ -342,7 +342,7 @@ def respond(wire: Wire, head: http1.Head, method: str, url: str, asked: Any, ver
         response.version_string = version
     preload = True
     if asked is not None:
-        _, _, preload, decode, enforce = asked
+        _, _, preload, decode, enforce = asked[:5]
         if not decode:
             response.decode_content = False
         if not enforce:
