@@ -100,11 +100,11 @@ class Pool(Generic[C]):
     def take_idle(self, now: float) -> C | None:
         """Return the connection that was used last; None if there is none to be used at once: see take()."""
         with self._lock:
-            bound = self.limits.bound
-            if not self._idle or self._idle[-1].expires <= now or (bound is not None and self.used >= bound):
+            idle, bound = self._idle, self.limits.bound
+            if not idle or idle[-1].expires <= now or (bound is not None and self.used >= bound):
                 return None
             self.used += 1
-            connection = self._idle.pop()
+            connection = idle.pop()
             if lease := connection.lease:
                 lease.idle = False
             return connection

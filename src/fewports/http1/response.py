@@ -136,30 +136,16 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._state = _IDLE
         self._error: RemoteProtocolError | None = None
         self.persists = self.reusable = True
-        self._sending = False
         self._data: bytes | memoryview = b""  # the window: what came last,
         self._at = self._end = 0  # and what of it was not used yet
         self._known: Known | None = None
         self._kept = bytearray()  # of a line or section that is not complete
         self._searched = self._line = 0  # in _kept: the search for LF goes on here; this line began there
-        self.done = True
         self.excess = 0
-        self._reset("")
-
-    def _reset(self, method: str) -> None:
-        self._bodyless = method == "HEAD"
-        self._connect = method == "CONNECT"
-        self._extensions = 0
-        self._trailer = b""
-        self.head: Head | None = None
-        self.started = self.chunked = False
-        self.interim = self.expects = self.got = 0
-        self.length: int | None = None
-        self.encoded = False
-        self.idle_limit: int | None = None
+        self.begin("")
+        self._finish()  # nothing is due yet
 
     def __repr__(self) -> str:
         return f"<Reader {self._state}, {self.got} bytes of body{'' if self.persists else ', not to be used again'}>"
@@ -176,10 +162,19 @@ class Reader:
         """
         if not self.reusable:
             raise LocalProtocolError(f"no request may be sent now: {self!r}, {self.excess} bytes in excess")
-        self._reset(method)
         self._state = _HEAD
         self._sending = sending
         self.done = self.reusable = False
+        self._bodyless = method == "HEAD"
+        self._connect = method == "CONNECT"
+        self._extensions = 0
+        self._trailer = b""
+        self.head: Head | None = None
+        self.started = self.chunked = False
+        self.interim = self.expects = self.got = 0
+        self.length: int | None = None
+        self.encoded = False
+        self.idle_limit: int | None = None
 
     def sent(self) -> None:
         """Learn that the last byte of the request is out."""
