@@ -89,7 +89,7 @@ class Pool(Generic[C]):
         """Return when a connection opened *now* has reached its maximum age."""
         return now + self.limits.age * (1 - AGE_JITTER * self._chance())
 
-    def take(self, now: float) -> tuple[C | Place | None, list[Ending[C]]]:
+    def take(self, now: float) -> tuple[C | Place | None, Sequence[Ending[C]]]:
         """Return an idle connection, or the place for a new one, or None: then join the line.
 
         Raises PoolClosed.

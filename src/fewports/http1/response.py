@@ -191,7 +191,7 @@ class Reader:
         if self._at < self._end:
             raise LocalProtocolError("there are body bytes left to take()")
         self._data, self._at, self._end = data, 0, len(data)
-        if self._state is _HEAD:
+        if self._state is _HEAD:  # most often that is all there is to do: a body, if any, comes next
             self._read_head()
         if self._at < self._end and not self.expects:
             self._advance()

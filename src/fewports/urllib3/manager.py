@@ -124,7 +124,7 @@ class PoolManager(urllib3.PoolManager):
             told = {**kw, "redirect": False, "assert_same_host": False}
             response = pool.urlopen(method, target, headers=headers, **told)
         else:
-            response = pool.urlopen(method, target, None, headers, None, False, False)
+            response = pool.urlopen(method, target, headers=headers, redirect=False, assert_same_host=False)
         if not redirect or response.status not in REDIRECTS:
             return response
         # Where it goes from here is urllib3's to say; from the pool that it finds it gets this response.
@@ -135,9 +135,10 @@ class PoolManager(urllib3.PoolManager):
         """Return the pool of *origin*, the front of a URL; None where it is not one of ours, or the port is bad."""
         options = self.connection_pool_kw
         recent = self._recent
-        if recent is not None and recent.origin == origin and recent.options == options:
-            pool = recent.pool
-            if recent.pools is self.pools and pool.pool is not None:  # else it was closed, as the manager was cleared
+        if recent is not None:
+            before, told, pool, pools = recent
+            # One whose own pool is None was closed: with the manager, or because it had to go for another.
+            if before == origin and told == options and pools is self.pools and pool.pool is not None:
                 return pool
         known = self._known.get(origin)
         if known is not None and known.options == options:

@@ -379,17 +379,17 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             return None
         if not untouched() or self.proxy is not None or not self.__dict__.keys().isdisjoint(self._PRIVATE):
             return None
-        conn = self.home.take_idle(monotonic())
-        if conn is None:
-            return None
+        conn = None
         try:
-            if conn.alive():
+            conn = self.home.take_idle(monotonic())
+            if conn is None or conn.alive():
                 return conn
             log.debug("Resetting dropped connection: %s", self.host)
             conn.end(CloseReason.PEER_CLOSED)
         except BaseException:
-            conn.close()
-            self.home.drop_place()
+            if conn is not None:
+                conn.close()
+                self.home.drop_place()
             raise
         self.give_back(conn)
         return None
