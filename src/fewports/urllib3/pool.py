@@ -366,7 +366,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if total is None or total is _DEFAULT_TIMEOUT:
             default = getdefaulttimeout()
             connect = default if connect is _DEFAULT_TIMEOUT else connect
-            return _times(connect, default if read is _DEFAULT_TIMEOUT else read)
+            return _without_end(connect, default if read is _DEFAULT_TIMEOUT else read)
         connect, read = (
             total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds)
             for seconds in (connect, read)
@@ -505,8 +505,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
 
 
 @lru_cache(16)
-def _times(connect: float | None, read: float | None) -> Times:
-    """Return the times of a request without an end: one request has the same ones as the next."""
+def _without_end(connect: float | None, read: float | None) -> Times:
+    """Return the times of a request that has no deadline: those of the next are the same."""
     return Times(connect, read, None)
 
 
