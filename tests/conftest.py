@@ -10,7 +10,6 @@ import hypothesis  # noqa: F401 - its plugins look at who refers to what, before
 import pytest
 from support.ledgers import disagreements
 
-
 for _name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # with requests they would go before a test's own certificates
     os.environ.pop(_name, None)
 
