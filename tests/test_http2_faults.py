@@ -37,6 +37,8 @@ from http2_peer import (
 from support.scripted_h2 import H2Peer
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError, TimeoutError
 
+from fewports.sync import shared
+
 PROTOCOL, INTERNAL, FLOW, CLOSED, SIZE, REFUSED, CANCEL, COMPRESSION, CALM = 1, 2, 3, 5, 6, 7, 8, 9, 11
 FLOOD = 30_000  # frames; the client gives up long before
 TOTAL = urllib3.Timeout(total=SHORT)
@@ -82,12 +84,6 @@ def empty_data_flood(peer: H2Peer, stream: int) -> None:
 def continuation_flood(peer: H2Peer, stream: int) -> None:
     peer.send(frame(HEADERS, 0, stream, block()))
     flood(frame(CONTINUATION, 0, stream, block([("x", "y")])))(peer, stream)
-
-
-def too_much_on_the_connection(peer: H2Peer, stream: int) -> None:
-    """Send 64 MB that nobody asked for."""
-    peer.send(head(stream))
-    flood(data(stream, bytes(16384)))(peer, stream)
 
 
 def push(peer: H2Peer, stream: int) -> None:
@@ -148,7 +144,6 @@ FATAL: dict[str, tuple[Fault, tuple[int | None, ...]]] = {
     "RST_STREAM flood": (reset_flood, (CALM, CLOSED, PROTOCOL)),
     "empty DATA flood": (empty_data_flood, (CALM,)),
     "CONTINUATION flood": (continuation_flood, (CALM, PROTOCOL)),
-    "more than the windows": (too_much_on_the_connection, (FLOW,)),
     "the end": (lambda peer, stream: peer.peer.sock.close(), (None,)),
     "the end in mid-head": (end_in_mid_head, (None, PROTOCOL)),
     "the end in mid-body": (end_in_mid_body, (None, 0, PROTOCOL)),
@@ -524,8 +519,13 @@ def test_a_server_that_reads_no_more() -> None:
             upload.result()
 
 
-def test_a_connection_that_is_dead_is_left() -> None:
-    """A peer that answers nothing any more, no PING either, costs some time-outs at most: then a new one is dialled."""
+def test_a_connection_that_is_dead_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that answers nothing any more, no PING either, costs some time-outs at most: then a new one is dialled.
+
+    Those who wait have each less patience than the connection has with its peer.
+    """
+    monkeypatch.setattr(shared, "QUIET", 0.5)
+    monkeypatch.setattr(shared, "ANSWER", 0.5)
 
     def silent(peer: H2Peer) -> None:
         peer.greet()
@@ -649,57 +649,88 @@ def test_an_answer_before_the_end_of_an_upload() -> None:
 # What the client sends.
 
 
+def stream_window_of(peer: H2Peer) -> int:
+    """Return what the client lets a stream send at first."""
+    pairs = [
+        one.payload[at : at + 6] for one in peer.seen if one.kind == SETTINGS for at in range(0, len(one.payload), 6)
+    ]
+    return next((int.from_bytes(pair[2:], "big") for pair in pairs if pair[:2] == b"\0\4"), 65535)
+
+
+def credit(peer: H2Peer, stream: int) -> int:
+    """Return by how many bytes the client has opened a window, so far."""
+    return sum(int.from_bytes(one.payload, "big") for one in peer.seen if one[:3:2] == (WINDOW_UPDATE, stream))
+
+
 def test_a_caller_who_leaves_tells_the_server() -> None:
-    """Close in mid-body sends RST_STREAM with CANCEL; what still comes is read over, its window given back."""
-    noted: list[object] = []
+    """Close in mid-body sends RST_STREAM with CANCEL; what still comes is read over, and its window given back."""
+    codes: list[int] = []
+
+    def script(peer: H2Peer) -> None:
+        peer.greet()
+        sent = 0
+        for _ in range(8):  # together more than the connection's window
+            stream = peer.request().stream
+            peer.send(head(stream), data(stream, bytes(1000)))
+            peer.until(RST_STREAM, stream)
+            codes.append(peer.resets[stream])
+            late = stream_window_of(peer) - 1000
+            sent += 1000 + late
+            while late:
+                peer.send(data(stream, bytes(size := min(16384, late))))
+                late -= size
+            peer.answer(peer.request().stream)
+            assert sent < 65535 + credit(peer, 0)
+        peer.end()
+
+    with talking(script) as made:
+        for _ in range(8):
+            response = made.get("/", preload_content=False)
+            assert response.read(10) == bytes(10)
+            response.close()
+            assert made.get("/after").data == b"ok"
+        assert made.opened == 1
+
+    assert codes == [CANCEL] * 8
+
+
+def test_more_than_the_window_lets_through() -> None:
+    """A server that sends more than it may, to a caller who does not read, is told so, and the caller gets an error."""
+    told: list[tuple[int | None, set[int]]] = []
 
     def script(peer: H2Peer) -> None:
         peer.greet()
         stream = peer.request().stream
-        peer.send(head(stream), data(stream, b"x" * 1000))
-        peer.until(RST_STREAM, stream)
-        noted.append(peer.resets[stream])
-        allowed, sent, late = 65535, 1000, 40 << 20  # more than the connection's window, all of it late
-        updates = 0
-        while sent < late:
-            for one in peer.seen[updates:]:
-                if (one.kind, one.stream) == (WINDOW_UPDATE, 0):
-                    allowed += int.from_bytes(one.payload, "big")
-            updates = len(peer.seen)
-            if sent < allowed:
-                size = min(16384, allowed - sent)
-                peer.send(data(stream, bytes(size)))
-                sent += size
-            else:
-                peer.until(WINDOW_UPDATE, 0)
-        peer.serve()
+        peer.send(head(stream))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(stream_window_of(peer) // 16384 + 1):
+                peer.send(data(stream, bytes(16384)))
+            peer.serve()
+        peer.end()
+        told.append((peer.goodbye, set(peer.resets.values())))
 
-    with talking(script) as made:
+    with talking(script, serving) as made:
         response = made.get("/", preload_content=False)
-        assert response.read(10) == b"x" * 10
-        response.close()
+        with contextlib.suppress(HTTPError):
+            made.get("/reads meanwhile", timeout=2)
+        with pytest.raises(HTTPError):
+            response.read()
         assert made.get("/after").data == b"/after"
-        assert made.opened == 1
 
-    assert noted[0] == CANCEL
+    ((goodbye, resets),) = told
+    assert goodbye == FLOW or FLOW in resets
 
 
 def test_an_unread_response_takes_bounded_memory() -> None:
     """A caller that does not read lets some megabytes come, no more; a sibling is not held up by that."""
-    credit: list[int] = []
+    taken: list[int] = []
 
     def script(peer: H2Peer) -> None:
         peer.greet()
         stream = peer.request().stream
         peer.send(head(stream))
         peer.quiet(0.05)
-        pairs = [
-            one.payload[at : at + 6]
-            for one in peer.seen
-            if one.kind == SETTINGS
-            for at in range(0, len(one.payload), 6)
-        ]
-        initial = next((int.from_bytes(pair[2:], "big") for pair in pairs if pair[:2] == b"\0\4"), 65535)
+        initial = stream_window_of(peer)
         sent, allowed = 0, initial
         while sent < allowed:
             size = min(16384, allowed - sent)
@@ -707,12 +738,8 @@ def test_an_unread_response_takes_bounded_memory() -> None:
             sent += size
             if sent % (1 << 20) == 0 or sent == allowed:
                 peer.quiet(0.02)
-                allowed = initial + sum(
-                    int.from_bytes(one.payload, "big")
-                    for one in peer.seen
-                    if (one.kind, one.stream) == (WINDOW_UPDATE, stream)
-                )
-        credit.append(sent)
+                allowed = initial + credit(peer, stream)
+        taken.append(sent)
         peer.serve()
 
     with talking(script) as made:
@@ -721,7 +748,7 @@ def test_an_unread_response_takes_bounded_memory() -> None:
         assert made.opened == 1
         response.close()
 
-    assert 65535 <= credit[0] <= 16 << 20
+    assert 65535 <= taken[0] <= 16 << 20
 
 
 def test_what_a_request_looks_like() -> None:

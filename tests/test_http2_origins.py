@@ -156,17 +156,21 @@ def test_tls_identities_share_nothing(both: Nginx) -> None:
             other.urlopen("GET", "/", retries=False)
 
         assert made.get().status == 200
-        assert made.opened == 1
+        assert made.counts == (0, 1, 0)
 
 
 def test_two_managers_share_nothing(both: Nginx) -> None:
     """Each manager has connections of its own."""
     before = both.accepted()
-    with client(both) as one, client(both) as two:
-        one.get()
-        two.get()
+    books = [fewports.Ledger(), fewports.Ledger()]
+    managers = [fewports.PoolManager(ledger=book, ca_certs=both.ca_path) for book in books]
+    for http in managers * 2:
+        assert http.request("GET", both.url).version == 20
 
-        assert both.accepted() == before + 2
+    assert both.accepted() == before + 2
+    assert [counts(book) for book in books] == [(0, 1, 0)] * 2
+    for http in managers:
+        http.clear()
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
@@ -180,11 +184,10 @@ def test_redirects_between_protocols(both: Nginx, tls: bool) -> None:
         assert until(lambda: open_rows(old.port) == ["ESTABLISHED"])
 
 
-@pytest.mark.parametrize("secure", [False, True], ids=["http proxy", "https proxy"])
-def test_http2_through_a_connect_proxy(both: Nginx, secure: bool) -> None:
+def test_http2_through_a_connect_proxy(both: Nginx) -> None:
     """Sixteen threads through a proxy share one tunnel, which is one port towards the proxy."""
     book = fewports.Ledger()
-    with HttpProxy(tls=secure) as proxy:
+    with HttpProxy() as proxy:
         with proxy_from_url(proxy.url, ca_certs=both.ca_path, ledger=book) as http:
             asides = [Aside(lambda: http.request("GET", both.url + "/hello", retries=False)) for _ in range(16)]
             responses: list[Any] = [aside.result() for aside in asides]
@@ -194,6 +197,18 @@ def test_http2_through_a_connect_proxy(both: Nginx, secure: bool) -> None:
             assert proxy.stats()["tunnels"] == [f"{both.host}:{both.port}"]
             assert open_rows(proxy.port) == ["ESTABLISHED"]
         assert until(lambda: book.usage() == [])
+
+
+def test_tls_within_tls_is_not_shared(both: Nginx) -> None:
+    """Behind a proxy that is spoken to over TLS requests are HTTP/1.1."""
+    book = fewports.Ledger()
+    with HttpProxy(tls=True) as proxy:
+        http = proxy_from_url(proxy.url, ca_certs=both.ca_path, ledger=book)
+        responses = [http.request("GET", both.url + "/hello", retries=False) for _ in range(3)]
+
+        assert {(response.version, response.data) for response in responses} == {(11, HELLO)}
+        assert len(proxy.stats()["tunnels"]) == 1
+        http.clear()
 
 
 def test_requests_through_a_connect_proxy(both: Nginx) -> None:
@@ -289,7 +304,7 @@ def test_a_fork_with_an_open_shared_connection() -> None:
     with H2Server(tls=True) as server:
         http = PoolManager(ledger=book, ca_certs=server.ca_path)
         assert http.request("GET", server.url + "/hello").version == 20
-        response = http.request("GET", server.url + "/bytes?n=2000000", preload_content=False)
+        response = http.request("GET", server.url + "/bytes?n=20000000", preload_content=False)
         waiting = Aside(lambda: http.request("GET", server.url + "/slow?s=0.5").status)
         assert until(lambda: server.stats()["running"] == 2)
         assert len(sockets()) == 1
@@ -300,7 +315,7 @@ def test_a_fork_with_an_open_shared_connection() -> None:
 
         with forked(child) as answer:
             assert answer == (([], [], 1), HELLO, (0, 1, 0))
-        assert len(response.read()) == 2_000_000
+        assert len(response.read()) == 20_000_000
         assert waiting.result() == 200
         assert http.request("GET", server.url + "/hello", retries=False).data == HELLO
 

@@ -30,6 +30,7 @@ from support.listeners import listen
 LARGEST = 1 << 14  # bytes of DATA in a frame
 AHEAD = 1 << 20  # bytes that wait in the transport before bodies pause
 ZEROS = bytes(1 << 16)
+LINGER = 0.5  # seconds for a client to close first, once all is answered after a GOAWAY
 BIG = 20_000_000  # bytes of /big
 
 
@@ -192,7 +193,8 @@ class Connection(asyncio.Protocol):
         self.server.running -= 1
         del self._tasks[stream]
         if self._leaving and not self._tasks and not self._bodies:
-            self.transport.close()
+            # Not at once: what the client has sent meanwhile would turn the close into a RST, which destroys answers.
+            asyncio.get_running_loop().call_later(LINGER, self.transport.close)
 
     async def _serve(self, stream: int, request: Request) -> None:
         exchange = Exchange(self, stream, request)
