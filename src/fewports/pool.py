@@ -128,14 +128,26 @@ class Pool(Generic[C]):
         It is one that was idle, or a shared one with a seat on it. Raises PoolClosed.
         """
         with self._lock:
-            plain = self._idle and not self._sharing.seats and self.limits.bound is None
-            if plain and (connection := self._idle[-1]).expires > now and not connection.shared:
-                self.used += 1
-                self._idle.pop()
-                if lease := connection.lease:
-                    lease.idle = False
-                return connection, ()
             return self._take(Need(True, True), now)
+
+    def take_now(self, now: float) -> C | None:
+        """Return the connection that was used last, or one with a seat; None if there is none: see take()."""
+        with self._lock:
+            idle, bound = self._idle, self.limits.bound
+            if bound is not None and self.used >= bound:
+                return None
+            if self._sharing.seats and (found := self._sharing.seat(now)):
+                self.used += 1
+                return found
+            if not idle or idle[-1].expires <= now or idle[-1].capacity <= 0 or self.closed:
+                return None
+            self.used += 1
+            connection = idle.pop()
+            if connection.shared:
+                self._sharing.board(connection)
+            if lease := connection.lease:
+                lease.idle = False
+            return connection
 
     def retake(self, now: float) -> tuple[C | Place | None, Sequence[Ending[C]]]:
         """Do as take() for who has a place already: adopted() after a connection."""
@@ -399,13 +411,13 @@ class Pool(Generic[C]):
             return None, endings
         found = self._sharing.seat(now) if self._sharing.seats else None
         if found is None and self._idle:
-            found = self._take_idle(now, endings)
+            found = self._find_idle(now, endings)
         if found is not None:
             self.used += 1
             return found, endings
         return self._take_place(need), endings
 
-    def _take_idle(self, now: float, endings: list[Ending[C]]) -> C | None:
+    def _find_idle(self, now: float, endings: list[Ending[C]]) -> C | None:
         full: list[C] = []
         found = None
         while self._idle and found is None:

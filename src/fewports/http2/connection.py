@@ -82,6 +82,7 @@ MAX_CONTINUATIONS = 64  # frames of one header block: h2's own limit
 MAX_LEFT = 2 * MAX_STREAMS  # streams that we reset and remember
 
 _WHERE = "the connection"
+_STRANGE = "something other than the SETTINGS of HTTP/2 at the start"
 
 
 class Connection:
@@ -100,12 +101,10 @@ class Connection:
             raise InvalidOption(
                 f"windows are of 65535 (of a stream: 1) to {LAST_ID} bytes, and max_streams is positive"
             )
-        self._reading, self._writing = Reading(), Writing()
+        self._reading, self._writing, self._coder = Reading(), Writing(), FieldCoder()
         self._h2 = engine(self._reading, self._writing, stream_window)
-        self._coder = FieldCoder()
         self._requests: dict[tuple[Field, ...], tuple[Request, bytes]] = {}
-        self._max_streams = max_streams
-        self.limit = min(ASSUMED_STREAMS, max_streams)
+        self._max_streams, self.limit = max_streams, min(ASSUMED_STREAMS, max_streams)
         self._step = window // 2
         self.stream_window = stream_window
         self.stream_step = max(stream_window // 2, 1)  # so much is taken before the peer is told
@@ -117,8 +116,7 @@ class Connection:
         self._need = 9  # bytes of it, as far as is known
         self._block = 0  # the stream whose header block goes on
         self._block_size = self._block_frames = 0
-        self.greeted = False
-        self.told_last = False
+        self.greeted = self.told_last = False
         self._received = 0  # bytes of DATA that the peer may send again, and is not told yet
         self._window = window  # bytes of DATA that the peer may send
         self._control = bytearray(self._h2.data_to_send())  # to be sent before what h2 has
@@ -176,8 +174,7 @@ class Connection:
             high, low, kind, flags, stream = frame_head.unpack_from(data, at)
             size = high << 8 | low
             if size > MAX_FRAME:
-                what = f"a frame of {size} bytes" if self.greeted else "something other than HTTP/2 at the start"
-                raise self._failed(Code.FRAME_SIZE_ERROR, what)
+                raise self._failed(Code.FRAME_SIZE_ERROR, f"a frame of {size} bytes" if self.greeted else _STRANGE)
             if end - at < 9 + size:
                 self._need = 9 + size
                 break
@@ -228,9 +225,6 @@ class Connection:
 
     # Below: what seats and streams ask for.
 
-    def _room(self, stream: Stream) -> int:
-        return min(self._h2.local_flow_control_window(stream.id), MAX_QUEUED - self._queued)
-
     def _open(self, seat: Seat, fields: Iterable[Field], end: bool) -> Stream:
         request, block = self._request(tuple(fields))
         allowed = self._h2.remote_settings.max_header_list_size
@@ -272,7 +266,7 @@ class Connection:
 
     def _send(self, stream: Stream, data: Bytes, end: bool) -> int:
         size = len(data)
-        count = max(0, min(size, self._room(stream)))
+        count = min(size, self._room(stream))
         largest = self._h2.max_outbound_frame_size
         view = memoryview(data)
         for at in range(0, count, largest):
@@ -333,7 +327,7 @@ class Connection:
         size = len(frame) - 9
         if not self.greeted:
             if kind != SETTINGS or flags & ACK:
-                raise self._failed(Code.PROTOCOL_ERROR, "something other than SETTINGS at the start")  # section 3.4
+                raise self._failed(Code.PROTOCOL_ERROR, _STRANGE)  # section 3.4
             self.greeted = True
         if self._block and (kind != CONTINUATION or number != self._block):
             raise self._failed(Code.PROTOCOL_ERROR, "a frame inside a header block")  # section 6.10
@@ -356,7 +350,7 @@ class Connection:
                     if size != 4:
                         raise self._failed(Code.FRAME_SIZE_ERROR, f"a frame of type {kind} with {size} bytes")
                     return  # it crossed our reset or the end (section 5.1)
-                if kind == WINDOW_UPDATE and size == 4 and not any(frame[9:]):
+                if kind == WINDOW_UPDATE and frame[9:] == bytes(4):
                     self._refuse(self._live[number], "a window that opens by 0")  # section 6.9
                     return
             self._pass_on(frame)
@@ -567,6 +561,9 @@ class Connection:
         stream._fail(stream._malformed(flaw), False)
         self._leave(stream, Code.PROTOCOL_ERROR)
         self._woken[stream] = None
+
+    def _room(self, stream: Stream) -> int:
+        return max(0, min(self._h2.local_flow_control_window(stream.id), MAX_QUEUED - self._queued))
 
     def _wake_blocked(self) -> None:
         self._woken.update(self._blocked)

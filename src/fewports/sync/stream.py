@@ -29,7 +29,7 @@ class StreamWire:
         self.timeout: float | None = None  # seconds for which nothing may happen
         self.deadline: float | None = None
         self.failure: Exception | None = None  # why a body ended early
-        self.closed = self.parted = self.encoded = self.whole = False
+        self.closed = self.parted = self.encoded = self.preloads = False
         self.seated = True
         self.length: int | None = None
         self._before = 0
@@ -78,6 +78,10 @@ class StreamWire:
         return stream is None or (stream.ended and not stream.buffered)
 
     @property
+    def got(self) -> int:
+        return self.stream.got if self.stream is not None else 0
+
+    @property
     def reusable(self) -> bool:
         return True
 
@@ -101,6 +105,14 @@ class StreamWire:
             return b""
         pieces = self.carrier.take(stream, inf if limit is None else limit)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def whole(self) -> bytes | None:
+        """Return the whole body if all of it is here, as long as it was said to be."""
+        stream = self.stream
+        if stream is None or not stream.ended or (self.length is not None and self.length != stream.buffered):
+            return None
+        self.length = stream.buffered
+        return self.take()
 
     # What the face does.
 
@@ -133,9 +145,9 @@ class StreamWire:
             # It has answered: that is worth more than the error.
 
     def head(self) -> Head:
-        """Wait for the head of the final response; where ``whole``, for the body too, if it is not large."""
+        """Wait for the head of the final response; where it ``preloads``, for the body too, if it is not large."""
         stream = self._opened()
-        self.carrier.wait(stream, is_whole if self.whole else has_head, self.timeout, self.deadline)
+        self.carrier.wait(stream, is_whole if self.preloads else has_head, self.timeout, self.deadline)
         block = stream.head
         if block is None:
             raise self._error()

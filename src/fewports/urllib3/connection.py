@@ -103,8 +103,6 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     It may take over the socket of an idle connection that comes free while it waits for a port.
     """
 
-    shared = spent = False  # it is of one user at a time, and can connect again
-    capacity = 1
     gate: Gate = open_gate
     lease: Lease | None = None
     idle_since: float = 0.0
@@ -121,6 +119,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     until: float | None = None  # the deadline of a request that is to be made again
     _unsent = False  # the rest of it
     _presets: dict[Fields, Preset] | None = None
+    _latest: tuple[tuple[str, str, Fields], tuple[bytes, bytes]] | None = None  # a request without body, and its bytes
     _plain = True  # no subclass has a hand in how requests are sent or responses received
     _http_vsn: int
     _http_vsn_str: str
@@ -188,7 +187,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         rider, self.rider = self.rider, None
         if rider is not None:
             rider.leave()
-        self._presets = None
+        self._presets = self._latest = None
         self._unsent = False
         wire, self.wire = self.wire, None
         if wire is not None:
@@ -204,21 +203,10 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
 
-    def disown(self) -> None:
-        """Do nothing in a forked child: the socket is gone."""
-
-    def tidy(self) -> None:
-        """Do nothing: it is of one user, who reads what comes."""
-
-    @property
-    def is_closed(self) -> bool:
-        return self.sock is None and self.rider is None
-
-    @property
     def settled(self) -> bool:
         """Say whether no response is under way, so that another request may follow."""
         wire = self.wire
-        if self.__state != _CS_IDLE or (wire is not None and not wire.clean):
+        if self.__state != _CS_IDLE or (wire is not None and not wire.clean()):
             return False
         response = self.__response  # where http.client read it: for a subclass, or for debuglevel
         return response is None or response.isclosed()
@@ -311,7 +299,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         self._unsent = True
         data = None
         plain = self._plain and not chunked and untouched()
-        if plain and self.__state == _CS_IDLE and (self.sock is None or self.settled):
+        if plain and self.__state == _CS_IDLE and (self.sock is None or self.settled()):
             data = self.encode(method, url, body, headers or {})
         if data is None:
             super().request(
@@ -375,31 +363,33 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
 
         ``receiving`` says afterwards how far it came.
         """
+        connect, read, deadline = times  # in one go: each look-up in a named tuple is a call
         if self.rider is not None:
             self.receiving = False
-            self.rider.send(data, asked.request_method, times.connect, times.deadline)
+            self.rider.send(data, asked.request_method, connect, deadline)
             self.receiving = True
-            self.timeout = times.read
-            return self.rider.receive(asked, times.read)
+            self.timeout = read
+            return self.rider.receive(asked, read)
+        head, rest = data
         wire = self.wire
         if wire is None or wire.sock is not self.sock:
             wire = self._wired()
-        wire.patience(times.connect)
-        wire.deadline = times.deadline
-        if times.deadline is not None:
+        wire.patience(connect)
+        wire.deadline = deadline
+        if deadline is not None:
             wire.hurry()
         self.receiving = False
         wire.reader.begin(asked.request_method)
         try:
-            self._send(wire, *data)
+            self._send(wire, head, rest)
         except ConnectionError:
             # It may have answered before it closed, as urllib3 says. But where nothing went out, that was no answer.
             if not self._sent:
                 raise
         self.receiving = True
-        self.timeout = times.read
-        if times.read != times.connect or times.deadline is not None:
-            wire.patience(times.read)
+        self.timeout = read
+        if read != connect or deadline is not None:
+            wire.patience(read)
         response = receive(wire, asked, "HTTP/1.1")
         if not wire.reader.persists:
             self.sock = self.wire = None
@@ -414,11 +404,14 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         if self.rider is not None:
             plain = method in _METHODS and _is_plain_target(url)
             return self.rider.encode(method, url, body, headers) if plain else None
-        if method not in _METHODS or not _is_plain_target(url) or self._http_vsn != 11 or self.debuglevel > 0:
-            return None
-        if self.response_class is not HTTPResponse:
+        if self._http_vsn != 11 or self.debuglevel > 0 or self.response_class is not HTTPResponse:
             return None
         key = tuple(headers.items())
+        latest, request = self._latest, (method, url, key)
+        if latest is not None and body is None and latest[0] == request:
+            return latest[1]
+        if method not in _METHODS or not _is_plain_target(url):
+            return None
         presets = self._presets
         if presets is None:
             presets = self._presets = {}
@@ -430,7 +423,10 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
             return None
         if body is None:
             if method in _WITHOUT_BODY:
-                return request_head(method, url, (), preset), b""
+                data = request_head(method, url, (), preset), b""
+                if len(data[0]) <= REMEMBERED:
+                    self._latest = request, data
+                return data
             body = b""
         elif type(body) is str:
             body = body.encode()

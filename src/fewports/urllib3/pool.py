@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Iterable
+from functools import lru_cache, partial
 from http.client import HTTPException
 from operator import attrgetter
 from socket import getdefaulttimeout
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fewports")
 REPEATS = 6  # of a request that no server looked at: as often as Go's client; HTTP/1.1 has one
+_asked = partial(tuple.__new__, _ResponseOptions)  # its own __new__() is a function in Python, and takes twice as long
 REDIRECTS = frozenset(urllib3.HTTPResponse.REDIRECT_STATUSES)
 
 
@@ -206,7 +208,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 conn.close()
             self.home.drop_place()
             return
-        if not conn.settled:
+        if not conn.settled():
             # Released unread. urllib3 keeps it, and may send a request before the rest of that response is here.
             conn.leave_to_response()
             self.give_back(conn)
@@ -269,10 +271,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         The common case goes straight: a plain request on an idle connection, whose response is the last word.
         What is not common is left to urllib3 at the point that was reached.
         """
-        if type(pool_timeout) is Answer:
-            return pool_timeout.response
-        if type(pool_timeout) is Begun:  # urllib3 tries again
-            pool_timeout = pool_timeout.pool_timeout
+        if pool_timeout is not None:
+            if type(pool_timeout) is Answer:
+                return pool_timeout.response
+            if type(pool_timeout) is Begun:  # urllib3 tries again
+                pool_timeout = pool_timeout.pool_timeout
         begun = None
         if (
             not (chunked or response_kw)
@@ -282,7 +285,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             policy = self.retries if retries is None else retries
             if not isinstance(policy, Retry):
                 policy = Retry.from_int(policy, redirect=redirect)
-            asked = _ResponseOptions(method, url, preload_content, decode_content, True)
+            asked = _asked((method, url, preload_content, decode_content, True))
             conn = None
             since = 0.0
             try:
@@ -329,9 +332,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         self, conn: HTTPConnection, asked: _ResponseOptions, body: Any, headers: Any, timeout: Any
     ) -> Response | Exception | None:
         """Make a plain request on *conn*; None if it is not plain, or is to be made again on a new connection."""
+        method, url, preload = asked[:3]
         try:
             times = self._times(timeout)
-            data = conn.encode(asked.request_method, asked.request_url, body, headers)
+            data = conn.encode(method, url, body, headers)
         except Exception:
             return None  # urllib3 says what is wrong with it
         if times is None or data is None or not conn._plain:
@@ -341,7 +345,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         try:
             response = conn.exchange(data, asked, times)
         except Exception as error:
-            if not conn.unanswered(asked.request_method, error):
+            if not conn.unanswered(method, error):
                 self.num_requests += 1
                 return error
             conn.end(CloseReason.PEER_CLOSED)
@@ -349,7 +353,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             return None
         self.num_requests += 1
         response._pool = self
-        if not asked.preload_content:
+        if not preload:
             response._connection = conn
         if stock_log.isEnabledFor(logging.DEBUG):
             self._log(asked, response)
@@ -376,9 +380,9 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             return None
         connect, read, total = timeout._connect, timeout._read, timeout.total
         if total is None or total is _DEFAULT_TIMEOUT:
-            if connect is _DEFAULT_TIMEOUT:
-                connect = getdefaulttimeout()
-            return Times(connect, getdefaulttimeout() if read is _DEFAULT_TIMEOUT else read, None)
+            default = getdefaulttimeout()
+            connect = default if connect is _DEFAULT_TIMEOUT else connect
+            return _without_end(connect, default if read is _DEFAULT_TIMEOUT else read)
         connect, read = (
             total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds)
             for seconds in (connect, read)
@@ -389,37 +393,26 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         """Take an idle connection that is alive, for a request that may go straight; None if there is none."""
         if _own_pooling(type(self)) != _ours or _pooling(urllib3.HTTPConnectionPool) != _stock_pooling:
             return None
-        if (
-            not untouched()
-            or self.proxy is not None
-            or not len(self.home)
-            or not self._PRIVATE.isdisjoint(self.__dict__)
-        ):
+        if not untouched() or self.proxy is not None or not self.__dict__.keys().isdisjoint(self._PRIVATE):
             return None
-        found: Kept | Place | None = None
-        since = monotonic()
+        found: Kept | None = None
         try:
-            found, endings = self.home.take(since)
-            for other, reason in endings:
-                other.end(reason)
+            found = self.home.take_now(monotonic())
+            if found is None:
+                return None
             if isinstance(found, SharedWire):
                 carrier, found = found, None
                 return self._board(carrier)
-            if isinstance(found, HTTPConnection):
-                if found.alive():
-                    return found
-                log.debug("Resetting dropped connection: %s", self.host)
-                found.end(CloseReason.PEER_CLOSED)
-        except PoolClosed:
-            return None
+            if found.alive():
+                return found
+            log.debug("Resetting dropped connection: %s", self.host)
+            found.end(CloseReason.PEER_CLOSED)
         except BaseException:
             if isinstance(found, HTTPConnection):
                 found.close()
-            if found is not None:
                 self.home.drop_place()
             raise
-        if found is not None:
-            self.give_back(found if isinstance(found, HTTPConnection) else None)
+        self.give_back(found)
         return None
 
     def _make_request(
@@ -533,6 +526,12 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             end_all(self.home.give_back(outcome, monotonic()))
         elif isinstance(outcome, Place):
             self.home.drop_place()
+
+
+@lru_cache(16)
+def _without_end(connect: float | None, read: float | None) -> Times:
+    """Return the times of a request that has no deadline: those of the next are the same."""
+    return Times(connect, read, None)
 
 
 _own_pooling = attrgetter(*_POOLING)

@@ -49,6 +49,18 @@ class Sharing:
     home: Pool[Kept] | None = None
     rider: Rider | None = None  # its seat on a shared connection, in place of a socket
     alone = False  # others wait for what comes of its connect()
+    shared = spent = False  # it is of one user at a time, and can connect again
+    capacity = 1
+
+    def disown(self) -> None:
+        """Do nothing in a forked child: the socket is gone."""
+
+    def tidy(self) -> None:
+        """Do nothing: it is of one user, who reads what comes."""
+
+    @property
+    def is_closed(self) -> bool:
+        return self.sock is None and self.rider is None
 
     def _find_way(self, home: Pool[Kept]) -> Kept | None:
         """Return a connection that carries this one too; None: open one, and others wait for it if ``alone``.

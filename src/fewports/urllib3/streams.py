@@ -127,7 +127,7 @@ class Rider:
         wire = self.wire
         assert wire is not None
         wire.timeout = read
-        wire.whole = asked.preload_content
+        wire.preloads = asked.preload_content
         try:
             return receive(cast(Any, wire), asked, "HTTP/2")
         except ProtocolError as error:
