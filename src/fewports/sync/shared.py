@@ -42,6 +42,8 @@ TOGETHER = 256 * 1024  # bytes received before anybody is told: a large body com
 PREFETCH = 1024 * 1024  # bytes of a body that is wanted whole before its reader is woken to take them
 QUIET = 20.0  # seconds without a byte, while somebody waits, after which the peer is asked whether it is there
 ANSWER = 20.0  # seconds for its answer
+SUSPENSE = 0.5  # seconds for it before a request is sent where the one before got no byte in its time
+LINGER = 64  # times as many bytes as are asked for at once are read over before closing on a peer that broke a rule
 HEADS = 128  # heads that are remembered
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -109,6 +111,7 @@ class SharedWire:
         self._leader: Waiting | None = None
         self._waiting: dict[Stream, Waiting] = {}
         self._writing = False
+        self._deaf = False  # the peer takes no more
         self._unsent = b""
         sock.settimeout(0)
         self._poll = select.poll()
@@ -148,30 +151,21 @@ class SharedWire:
             if self.home is not None:
                 for connection, reason in self.home.leave_seat(self, now):
                     connection.end(reason)
-        me = Waiting(GREETING, _always)
-        with self._lock:
-            if self.closed or self._leader is not None or self._waiting:
-                return
-            self._leader = me
-        try:
-            if self._poll.poll(0):
-                self._receive(None)
-        finally:
-            self._hand_over()
+        self._look(0.0)
 
     def forsake(self, stream: Stream) -> None:
         """Learn that nobody will read *stream*. Takes no lock: the garbage collector may call."""
         self._forsaken.append(stream)
 
     def alive(self) -> bool:
-        """Say whether the connection, which nobody uses, is still there; take in what came."""
-        poll = select.poll()
-        with contextlib.suppress(OSError, ValueError):
-            poll.register(self.sock, select.POLLIN)
-            while not self.spent and (poll.poll(0) or (self._pending and self._pending())):
-                self._receive(None)
-            return not self.spent
-        return False
+        """Say whether the connection, which nobody uses, is still there; take in what came.
+
+        Where a request got no answer, and the peer was asked whether it is there, a moment is left for that.
+        """
+        self._look(SUSPENSE if self._engine.unanswered else 0.0)
+        if self._engine.unanswered and not self._leader:
+            self._fail(TimeoutError("the peer answered no PING"))
+        return not self.spent
 
     def end(self, reason: CloseReason) -> None:
         """Close, and say why: to the peer with a GOAWAY."""
@@ -183,6 +177,12 @@ class SharedWire:
             self._engine.close()
         with contextlib.suppress(OSError):
             self._flush()
+            if self._engine.error is not None and self._engine.error.code is not None:
+                # Closing with bytes unread is a reset, which may overtake the GOAWAY that says what was wrong.
+                with self._io, contextlib.suppress(*_LATER):
+                    for _ in range(LINGER):
+                        if not self.sock.recv(RECEIVE):
+                            break
         if sock := gated(self.sock):
             sock.reason = reason
         self._fail(None)
@@ -279,6 +279,7 @@ class SharedWire:
             else:
                 self._waiting[stream] = me
         patience = _Patience(stream, timeout, deadline)
+        before = self.received
         try:
             while self._leader is not me:
                 if me.alarm.acquire(timeout=patience.left()):
@@ -287,15 +288,36 @@ class SharedWire:
                 elif self._is_over(me, patience):
                     return
             self._lead(me, patience)
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._waiting.pop(stream, None)
+                if isinstance(error, TimeoutError) and self.received == before and not self._engine.unanswered:
+                    self._engine.ping()
+            self._flush()
             raise
         finally:
             if self._leader is me:
                 self._hand_over()
 
     # Below: a turn at reading or writing. The lock is taken in there.
+
+    def _look(self, pause: float) -> None:
+        """Take in what came, if nobody else reads; wait for *pause* seconds for the answer to a PING."""
+        me = Waiting(GREETING, _always)
+        with self._lock:
+            if self.closed or self._leader is not None or self._waiting:
+                return
+            self._leader = me
+        until = monotonic() + pause
+        try:
+            while not self.spent and (
+                (self._pending and self._pending()) or self._poll.poll(max(0.0, until - monotonic()) * 1000)
+            ):
+                self._receive(None)
+                if not self._engine.unanswered:
+                    until = 0.0
+        finally:
+            self._hand_over()
 
     def _is_over(self, me: Waiting, patience: _Patience) -> bool:
         """Look again after a time-out: True if we were served after all."""
@@ -421,9 +443,11 @@ class SharedWire:
                         data = self._engine.pending()
                     if not data:
                         self._writing = False
-        except (OSError, ValueError) as error:
-            self._writing = False
-            self._fail(error)
+        except (OSError, ValueError):
+            # The peer has closed. What it said before is still to be read, a GOAWAY perhaps; then comes the end.
+            with self._lock:
+                self._deaf = True
+                self._writing = False
         except BaseException:
             self._writing = False  # half a record may be out: nothing can follow
             self._fail(None)
@@ -475,6 +499,8 @@ class SharedWire:
         if self._writing:
             return b""
         data = self._engine.pending()
+        if self._deaf:
+            return b""
         if self._unsent:
             data = self._unsent + data
             self._unsent = b""

@@ -138,8 +138,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         try:
             outcome = self._dial()
             while not isinstance(outcome, GatedSocket) and not outcome.alive():
-                outcome.end(CloseReason.PEER_CLOSED)  # before it was our turn
-                self._discard(outcome)
+                self._discard(outcome)  # it ended before it was our turn
                 outcome = self._dial()
         except Exception as error:
             self._opened(None, failed=True)

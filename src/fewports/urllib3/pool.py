@@ -181,7 +181,6 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 shell = self._shell() or cast(HTTPConnection, self._new_conn())
                 shell.board(carrier)
                 return shell
-            carrier.end(CloseReason.PEER_CLOSED)
         except BaseException:
             if shell is None or shell.rider is None:
                 end_all(self.home.give_back(carrier, monotonic()))

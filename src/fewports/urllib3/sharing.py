@@ -15,6 +15,7 @@ from urllib3.util import Timeout
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve_ssl_version
 
 from .. import http2
+from ..events import CloseReason
 from ..http1 import RemoteProtocolError
 from ..ledger.account import Lease, Waiter
 from ..pool import ALONE, Place, Pool, PoolClosed
@@ -193,14 +194,13 @@ class Sharing:
         self.is_verified, self.proxy_is_verified, self._has_connected_to_proxy = carrier.flags
 
     def _discard(self, outcome: Kept) -> None:
-        """Give back the place of a connection that turned out to be at its end."""
-        home = self.home
-        if home is None:
-            return
-        if isinstance(outcome, SharedWire):
-            self._undo(home, outcome)
-        else:
-            home.drop_place()
+        """Give back a connection that turned out to be at its end; a shared one closes with its last seat."""
+        if not isinstance(outcome, SharedWire):
+            outcome.end(CloseReason.PEER_CLOSED)
+            if self.home is not None:
+                self.home.drop_place()
+        elif self.home is not None:
+            self._undo(self.home, outcome)
 
 
 def _seconds(timeout: object) -> float | None:

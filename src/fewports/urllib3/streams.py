@@ -85,7 +85,9 @@ class Rider:
 
     def _fields(self, method: str, url: str, preset: tuple[Field, ...], length: int | None) -> tuple[Field, ...]:
         scheme, authority = self.carrier.origin
-        fields = ((":method", method), (":scheme", scheme), (":authority", authority), (":path", url), *preset)
+        if not preset or preset[0][0] != ":authority":
+            preset = ((":authority", authority), *preset)
+        fields = ((":method", method), (":scheme", scheme), (":path", url), *preset)
         if length is not None and not any(name == "content-length" for name, _ in preset):
             return (*fields, ("content-length", str(length)))
         return fields
@@ -183,7 +185,9 @@ def _preset(fields: tuple[tuple[str, str], ...]) -> tuple[Field, ...]:
         given.pop(name.lower(), None)
         if value != SKIP_HEADER:
             kept.append((name, value))
-    return header_fields([*given.values(), *kept])
+    # A Host of the caller's own stands where HTTP/2 has it (RFC 9113, section 8.3.1).
+    host = next((value for name, value in kept if name.lower() == "host"), None)
+    return (*([(":authority", host)] if host is not None else ()), *header_fields([*given.values(), *kept]))
 
 
 def _translated(error: ProtocolError) -> Exception:
