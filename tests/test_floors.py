@@ -23,6 +23,7 @@ FLOORS = {
     "gated": 4.0,
     "pool": 4.0,
     "dial": 4.1,
+    "dialing": 4.2,
     "sync": 5.0,
     "tcp": 6.0,
     "_own": 6.0,
