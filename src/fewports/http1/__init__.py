@@ -16,6 +16,7 @@ from .response import (
     UNBOUNDED,
     Head,
     Reader,
+    may_repeat,
 )
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "RemoteProtocolError",
     "Truncated",
     "chunk_head",
+    "may_repeat",
     "request_head",
 ]
