@@ -18,11 +18,12 @@ from weakref import WeakSet
 
 from ..events import CloseReason
 from ..gated import GatedSocket
-from .seam import RECEIVE, Closable, Receiver, Tls
+from ..pool import Pool
+from .seam import RECEIVE, Receiver, Tls, close_idle
 
 SLACK = 0.001  # seconds by which a timer of the loop may be early
 
-_keepers: dict[AbstractEventLoop, tuple[AsyncGenerator[None, None], WeakSet[Closable]]] = {}
+_keepers: dict[AbstractEventLoop, tuple[AsyncGenerator[None, None], WeakSet[Pool[Any]]]] = {}
 
 
 class AsyncioLoop:
@@ -65,14 +66,8 @@ class AsyncioLoop:
         found = {number for number, _ in poll.poll(0)}
         return [sock for sock, number in zip(sockets, numbers, strict=True) if number in found]
 
-    async def link(self, sock: GatedSocket, receiver: Receiver) -> AsyncioLink:
-        link = AsyncioLink(self, sock, receiver)
-        try:
-            await self.loop.create_connection(lambda: link, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-        return link
+    def link(self, sock: GatedSocket, receiver: Receiver) -> AsyncioLink:
+        return AsyncioLink(self, sock, receiver)
 
     def call(self, work: Callable[[], object]) -> None:
         try:
@@ -80,11 +75,11 @@ class AsyncioLoop:
         except RuntimeError:  # it is closed
             work()
 
-    async def keep(self, pool: Closable) -> None:
+    async def keep(self, pool: Pool[Any]) -> None:
         for loop in [loop for loop in _keepers if loop.is_closed()]:
             del _keepers[loop]
         if self.loop not in _keepers:
-            pools: WeakSet[Closable] = WeakSet()
+            pools: WeakSet[Pool[Any]] = WeakSet()
             keeper = _keep(self.loop, pools)
             _keepers[self.loop] = keeper, pools
             await anext(keeper)
@@ -134,12 +129,12 @@ class AsyncioLink(asyncio.BufferedProtocol):
     """See Link."""
 
     __slots__ = (
-        *("_buffer", "_due", "_future", "_held", "_loop", "_lower", "_paused", "_timer", "_transport"),
-        *("closed", "deadline", "lost", "patience", "receiver", "sock"),
+        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_timer", "_transport"),
+        *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
     )
 
     def __init__(self, loop: AsyncioLoop, sock: GatedSocket, receiver: Receiver) -> None:
-        self._loop = loop
+        self.loop = loop
         self._buffer = loop.buffer()
         self.sock = sock
         self.receiver = receiver
@@ -172,7 +167,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None and not self.closed and self._lower is self._transport and self._loop.direct:
+        if exc is not None and not self.closed and self._lower is self._transport and self.loop.direct:
             self._last_words()
         self.lost = True
         if not self.closed:
@@ -190,6 +185,9 @@ class AsyncioLink(asyncio.BufferedProtocol):
 
     # What a connection calls.
 
+    async def open(self) -> None:
+        await self.loop.loop.create_connection(lambda: self, sock=self.sock)
+
     def silent(self) -> bool:
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
@@ -204,12 +202,13 @@ class AsyncioLink(asyncio.BufferedProtocol):
             raise BrokenPipeError("the connection is closed")
         return not self._paused
 
-    async def flush(self) -> None:
+    async def flush(self) -> bool:
         while self._paused and not self.lost and not self.receiver.answered:
             await self.wait()
+        return not (self._paused or self.lost)
 
     def wait(self) -> Awaitable[None]:
-        future = self._future = self._loop.loop.create_future()
+        future = self._future = self.loop.loop.create_future()
         if self.patience is not None or self.deadline is not None:
             self._due = due = self._next_due()
             # One timer for many waits: the one that runs is right if it comes no later than is due.
@@ -238,7 +237,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
                 self._transport.resume_reading()
 
     async def secure(self, tls: Tls) -> str | None:
-        loop = self._loop.loop
+        loop = self.loop.loop
         upper = await loop.start_tls(self._transport, self, tls.context, server_hostname=tls.hostname)
         assert upper is not None
         self._transport = upper
@@ -255,22 +254,25 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self.sock.reason = reason
         if self.sock.fileno() < 0:  # in a forked child: the loop, and what it watches, are the parent's
             return
-        if self._loop.here or self._loop.loop.is_closed():
+        if self.loop.here or self.loop.loop.is_closed():
             self._close()
         else:
-            self._loop.call(self._close)
+            self.loop.call(self._close)
 
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._transport is None:
+            self.sock.close()
+            return
         try:
             self._transport.abort()
         except RuntimeError:  # the loop is closed, and never comes to it
             self.sock.close()
             with contextlib.suppress(AttributeError):
                 self._lower._sock = None  # else it would warn of a socket that is closed
-        if self._loop.direct:
+        if self.loop.direct:
             # The loop has let go of it. Its own close comes a step later, when who waits for the port waits already.
             self.sock.close()
 
@@ -279,7 +281,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
         return due if self.deadline is None else min(due, self.deadline)
 
     def _arm(self, due: float) -> None:
-        loop = self._loop.loop
+        loop = self.loop.loop
         self._timer = loop.call_at(loop.time() + max(0.0, due - monotonic()), self._on_time)
 
     def _on_time(self) -> None:
@@ -304,13 +306,12 @@ def _ring(future: Future[None]) -> None:
         future.set_result(None)
 
 
-async def _keep(loop: AbstractEventLoop, pools: WeakSet[Closable]) -> AsyncGenerator[None, None]:
+async def _keep(loop: AbstractEventLoop, pools: WeakSet[Pool[Any]]) -> AsyncGenerator[None, None]:
     """Be closed with the loop's other asynchronous generators, by asyncio.run(): that is how its end is noticed."""
     try:
         yield
     finally:
         _keepers.pop(loop, None)
-        for pool in list(pools):
-            pool.close_idle()
+        close_idle(list(pools))
         await asyncio.sleep(0)
         await asyncio.sleep(0)

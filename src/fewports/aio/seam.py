@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from ..events import CloseReason
 from ..gated import GatedSocket
+from ..pool import Pool
 
 RECEIVE = 65536  # bytes asked for at once; above 128 KiB malloc() maps pages and unmaps them again each time
 
@@ -54,6 +55,13 @@ class Link(Protocol):
     closed: bool
     lost: bool  # the peer has closed, or it broke
 
+    @property
+    def loop(self) -> Loop: ...
+
+    async def open(self) -> None:
+        """Begin to move bytes."""
+        ...
+
     def silent(self) -> bool:
         """Ask the system whether nothing has come that was not told yet."""
         ...
@@ -65,8 +73,11 @@ class Link(Protocol):
         """
         ...
 
-    async def flush(self) -> None:
-        """Wait until more may be written, or nothing will be; raises TimeoutError."""
+    async def flush(self) -> bool:
+        """Wait until more may be written; False if there is no use in it any more.
+
+        Raises TimeoutError, or BrokenPipeError if it broke.
+        """
         ...
 
     def wait(self) -> Awaitable[None]:
@@ -102,12 +113,6 @@ class Alarm(Protocol):
     async def wait(self, seconds: float | None) -> None: ...
 
 
-class Closable(Protocol):
-    """What is closed when a loop ends: the connections of a pool."""
-
-    def close_idle(self) -> None: ...
-
-
 class Loop(Protocol):
     """One event loop, and what waiting is there."""
 
@@ -122,15 +127,15 @@ class Loop(Protocol):
         """Wait until one of *sockets* is writable; return those that are, none if *until* (monotonic) came first."""
         ...
 
-    async def link(self, sock: GatedSocket, receiver: Receiver) -> Link:
-        """Make a link of a connected socket, which it owns from then on; closed if this fails."""
+    def link(self, sock: GatedSocket, receiver: Receiver) -> Link:
+        """Make a link of a connected socket, which it owns from then on."""
         ...
 
     def call(self, work: Callable[[], object]) -> None:
         """Have *work* done in the loop, or at once where that has ended. Takes no lock; for finalizers, too."""
         ...
 
-    async def keep(self, pool: Closable) -> None:
+    async def keep(self, pool: Pool[Any]) -> None:
         """Have *pool* closed when the loop ends, should nobody have done it before."""
         ...
 
@@ -149,3 +154,10 @@ def here() -> Loop:
     from .trio_loop import TrioLoop
 
     return TrioLoop()
+
+
+def close_idle(pools: Iterable[Pool[Any]]) -> None:
+    """Close what nobody uses: the loop ends."""
+    for pool in pools:
+        for connection, reason in pool.empty(for_good=True):
+            connection.end(reason)

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from math import inf
 from time import monotonic
+from typing import Any
 from weakref import WeakSet
 
 import anyio
@@ -21,9 +22,10 @@ import trio
 
 from ..events import CloseReason
 from ..gated import GatedSocket
-from .seam import RECEIVE, Closable, Receiver, Tls
+from ..pool import Pool
+from .seam import RECEIVE, Receiver, Tls, close_idle
 
-_pools: trio.lowlevel.RunVar[WeakSet[Closable]] = trio.lowlevel.RunVar("fewports pools")
+_pools: trio.lowlevel.RunVar[WeakSet[Pool[Any]] | None] = trio.lowlevel.RunVar("fewports pools", None)
 
 
 class TrioLoop:
@@ -56,8 +58,7 @@ class TrioLoop:
         found = {number for number, _ in poll.poll(0)}
         return [sock for sock in sockets if sock.fileno() in found]
 
-    async def link(self, sock: GatedSocket, receiver: Receiver) -> TrioLink:
-        sock.setblocking(False)
+    def link(self, sock: GatedSocket, receiver: Receiver) -> TrioLink:
         return TrioLink(self, sock, receiver)
 
     def call(self, work: Callable[[], object]) -> None:
@@ -66,8 +67,8 @@ class TrioLoop:
         except trio.RunFinishedError:
             work()
 
-    async def keep(self, pool: Closable) -> None:
-        pools = _pools.get(None)
+    async def keep(self, pool: Pool[Any]) -> None:
+        pools = _pools.get()
         if pools is None:
             pools = WeakSet()
             _pools.set(pools)
@@ -108,12 +109,12 @@ class TrioLink:
     """See Link. What comes is read by the task that waits for it: nobody reads ahead, so hold() has nothing to do."""
 
     __slots__ = (
-        *("_loop", "_poll", "_tls", "_unsent", "_woken"),
-        *("closed", "deadline", "lost", "patience", "receiver", "sock"),
+        *("_poll", "_tls", "_unsent", "_woken"),
+        *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
     )
 
     def __init__(self, loop: TrioLoop, sock: GatedSocket, receiver: Receiver) -> None:
-        self._loop = loop
+        self.loop = loop
         self.sock = sock
         self.receiver = receiver
         self.patience: float | None = None
@@ -123,6 +124,9 @@ class TrioLink:
         self._unsent = bytearray()
         self._tls: Session | None = None
         self._poll: select.poll | None = None
+
+    async def open(self) -> None:
+        self.sock.setblocking(False)
 
     def silent(self) -> bool:
         if self._poll is None:
@@ -148,7 +152,7 @@ class TrioLink:
         self._unsent += data
         return False
 
-    async def flush(self) -> None:
+    async def flush(self) -> bool:
         while self._unsent:
             with trio.CancelScope(deadline=self._deadline()) as scope:
                 await anyio.wait_writable(self.sock)
@@ -162,6 +166,7 @@ class TrioLink:
                 self.lost = True
                 self._unsent.clear()
                 raise BrokenPipeError("the connection broke") from error
+        return True
 
     async def wait(self) -> None:
         while not self._woken:
@@ -204,7 +209,7 @@ class TrioLink:
         self.closed = True
         self.sock.reason = reason
         if self.sock.fileno() >= 0:
-            if self._loop.here:
+            if self.loop.here:
                 trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
 
@@ -304,12 +309,9 @@ async def _first_writable(sock: GatedSocket, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _keep(pools: WeakSet[Closable]) -> None:
+async def _keep(pools: WeakSet[Pool[Any]]) -> None:
     """Be cancelled with the run, when all its tasks have ended: that is how its end is noticed."""
     try:
         await trio.sleep_forever()
     finally:
-        for pool in list(pools):
-            pool.close_idle()
-
-
+        close_idle(list(pools))

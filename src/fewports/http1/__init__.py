@@ -5,6 +5,7 @@ from .request import LAST_CHUNK, Field, Preset, chunk_head, request_head
 from .response import (
     BAD_CHUNK_SIZE,
     BAD_LENGTH,
+    IDEMPOTENT,
     MAX_CHUNK_LINE,
     MAX_EXTENSIONS,
     MAX_FIELDS,
@@ -22,6 +23,7 @@ from .response import (
 __all__ = [
     "BAD_CHUNK_SIZE",
     "BAD_LENGTH",
+    "IDEMPOTENT",
     "LAST_CHUNK",
     "MAX_CHUNK_LINE",
     "MAX_EXTENSIONS",

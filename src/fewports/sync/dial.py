@@ -49,8 +49,8 @@ class Alarm:
 
 def resolve(host: str, port: int, family: int = socket.AF_UNSPEC) -> list[Destination]:
     """Look up the addresses of *host*, in the system's order (RFC 6724); raises socket.gaierror."""
-    if socket.getaddrinfo is _stock_getaddrinfo and (literal := _literal(host, port, family)):
-        return [literal]
+    if known := literal(host, port, family):
+        return [known]
     found = []
     for kind, _, _, _, name in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
         if kind == socket.AF_INET:
@@ -60,6 +60,11 @@ def resolve(host: str, port: int, family: int = socket.AF_UNSPEC) -> list[Destin
         elif kind == socket.AF_INET6:
             found.append(_ipv6(*from_sockaddr(name)))  # type: ignore[arg-type]
     return found
+
+
+def literal(host: str, port: int, family: int = socket.AF_UNSPEC) -> Destination | None:
+    """Return the address that *host* is, so that nobody has to be asked; None if it is a name."""
+    return _literal(host, port, family) if socket.getaddrinfo is _stock_getaddrinfo else None
 
 
 def dial(
