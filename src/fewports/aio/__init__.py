@@ -15,7 +15,7 @@ A request that met the end of a connection that was kept has been repeated by th
 bytes, or an iterable of them, sync or async, sent in chunks unless the fields have a Content-Length.
 """
 
-from .connection import Exchange, Request, Times
+from .connection import Body, Exchange, Fields, Request, Times
 from .errors import (
     Disconnected,
     ExchangeError,
@@ -32,9 +32,11 @@ from .pool import OriginPool, Route, Tunnel
 from .seam import Loop, Tls, here
 
 __all__ = [
+    "Body",
     "Disconnected",
     "Exchange",
     "ExchangeError",
+    "Fields",
     "Loop",
     "LoopChanged",
     "NotConnected",

@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakSet
 
 from ..events import CloseReason
-from ..gated import GatedSocket
+from ..gated import GatedSocket, entrust
 from ..pool import Pool
 from .seam import RECEIVE, Receiver, Tls, close_idle
 
@@ -266,6 +266,8 @@ class AsyncioLink(asyncio.BufferedProtocol):
         if self._transport is None:
             self.sock.close()
             return
+        if not self.loop.direct:
+            entrust(self.sock)
         try:
             self._transport.abort()
         except RuntimeError:  # the loop is closed, and never comes to it

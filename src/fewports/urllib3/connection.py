@@ -40,6 +40,7 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 from urllib3.util import SKIP_HEADER, Timeout, connection
+from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
 from .. import errors
 from .._own import own
@@ -89,6 +90,19 @@ class Times(NamedTuple):
     connect: float | None
     read: float | None
     deadline: float | None
+
+
+def times_of(timeout: Timeout) -> Times:
+    """Return what *timeout* means for a request that begins now."""
+    connect, read, total = timeout._connect, timeout._read, timeout.total
+    if total is None or total is _DEFAULT_TIMEOUT:
+        if connect is _DEFAULT_TIMEOUT:
+            connect = socket.getdefaulttimeout()
+        return Times(connect, socket.getdefaulttimeout() if read is _DEFAULT_TIMEOUT else read, None)
+    connect, read = (
+        total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds) for seconds in (connect, read)
+    )
+    return Times(connect, read, monotonic() + total)
 
 
 class HTTPConnection(urllib3.connection.HTTPConnection):
