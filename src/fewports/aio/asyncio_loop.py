@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
+import ssl
 from asyncio import AbstractEventLoop, Future, TimerHandle, _get_running_loop
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from math import inf
@@ -44,8 +45,13 @@ class AsyncioLoop:
     def alarm(self) -> AsyncioAlarm:
         return AsyncioAlarm(self.loop)
 
-    def buffer(self) -> memoryview:
-        return memoryview(bytearray(RECEIVE)) if self._buffer is None else self._buffer
+    def buffer(self, size: int = RECEIVE) -> memoryview:
+        """Return memory to read into, *size* bytes at least."""
+        if self._buffer is None:
+            return memoryview(bytearray(size))
+        if len(self._buffer) < size:
+            self._buffer = memoryview(bytearray(size))
+        return self._buffer
 
     async def writable(self, sockets: Sequence[GatedSocket], until: float) -> list[GatedSocket]:
         future: Future[None] = self.loop.create_future()
@@ -154,6 +160,9 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self._transport = self._lower = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        # TLS gives what does not fit a step later; uvloop drops it if the end comes first.
+        if sizehint > len(self._buffer):
+            self._buffer = self.loop.buffer(sizehint)
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -228,24 +237,21 @@ class AsyncioLink(asyncio.BufferedProtocol):
     def hold(self) -> None:
         if not self._held and not self.lost:
             self._held = True
-            self._transport.pause_reading()
+            self._lower.pause_reading()  # not TLS, which would go on reading, and uvloop's drop that at the end
 
     def resume(self) -> None:
         if self._held:
             self._held = False
-            if not self.lost and not self._transport.is_closing():
-                self._transport.resume_reading()
+            if not self.lost and not self._lower.is_closing():
+                self._lower.resume_reading()
 
-    async def secure(self, tls: Tls) -> str | None:
+    async def secure(self, tls: Tls) -> ssl.SSLObject:
         loop = self.loop.loop
         upper = await loop.start_tls(self._transport, self, tls.context, server_hostname=tls.hostname)
         assert upper is not None
         self._transport = upper
-        session = upper.get_extra_info("ssl_object")
-        if tls.check is not None:
-            tls.check(session)
-        protocol: str | None = session.selected_alpn_protocol()
-        return protocol
+        session: ssl.SSLObject = upper.get_extra_info("ssl_object")
+        return session
 
     def close(self, reason: CloseReason) -> None:
         if self.closed:

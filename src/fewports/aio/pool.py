@@ -66,7 +66,7 @@ class Route(NamedTuple):
 class OriginPool:
     """Make exchanges with one origin, in one loop.
 
-    Connections are exclusive: one exchange at a time. ``_connect`` is where another kind would come from, by what
+    Connections are exclusive: one exchange at a time. ``_furnish`` is where another kind would come from, by what
     ALPN says; it is asked for exchange(), alive(), clean and end() as this one is.
     """
 
@@ -141,13 +141,14 @@ class OriginPool:
                     return found
                 found.end(CloseReason.PEER_CLOSED)  # its place is ours
             try:
-                connection = await self._connect(times)
+                outcome = await self._dial(times)
+                if isinstance(outcome, GatedSocket):
+                    return await self._furnish(outcome, times)
             except BaseException:
                 self.home.drop_place()
                 raise
-            if connection.alive(method):
-                return connection
-            found = connection
+            self.home.adopted()
+            found = outcome
 
     async def _begin(self, found: Connection | Place | None) -> None:
         try:
@@ -188,23 +189,19 @@ class OriginPool:
         elif isinstance(outcome, Place):
             self.home.drop_place()
 
-    async def _connect(self, times: Times) -> Connection:
+    async def _dial(self, times: Times) -> GatedSocket | Connection:
         """Dial, or take over a connection that comes free while this waits for a port."""
         to, now = self.route.to, monotonic()
         limits = DialLimits(times.within(times.connect, now), times.within(times.pool, now))
         try:
             destinations = await self._resolve(times)
-            outcome = await dial(self.loop, to, destinations, limits, options=self.route.options, pool=self.home)
+            return await dial(self.loop, to, destinations, limits, options=self.route.options, pool=self.home)
         except socket.gaierror as error:
             raise NotResolved(str(error)) from error
         except TimeoutError as error:
             raise TimedOut(Stage.CONNECT) from error
         except OSError as error:
             raise NotConnected(str(error)) from error
-        if isinstance(outcome, Connection):
-            self.home.adopted()
-            return outcome
-        return await self._furnish(outcome, times)
 
     async def _resolve(self, times: Times) -> list[Destination]:
         host, port = to = self.origin.host, self.origin.port
@@ -235,13 +232,15 @@ class OriginPool:
     async def _secure(self, connection: Connection, tls: Tls, times: Times) -> None:
         try:
             with anyio.fail_after(times.within(times.connect, monotonic())):
-                await connection.link.secure(tls)
+                session = await connection.link.secure(tls)
+            if tls.check is not None:
+                tls.check(session)
         except TimeoutError as error:
             raise TimedOut(Stage.TLS) from error
-        except (ssl.SSLError, ssl.CertificateError) as error:
-            raise TlsFailed(str(error)) from error
         except OSError as error:
-            raise Disconnected(False) from error
+            raise (TlsFailed(str(error)) if isinstance(error, ssl.SSLError) else Disconnected(False)) from error
+        except Exception as error:  # of the check
+            raise TlsFailed(str(error)) from error
 
     async def _tunnel(self, connection: Connection, tunnel: Tunnel, times: Times) -> None:
         """Have the proxy connect us; what follows on the link is another conversation."""

@@ -96,8 +96,8 @@ class Link(Protocol):
         """Take in again."""
         ...
 
-    async def secure(self, tls: Tls) -> str | None:
-        """Speak TLS from now on; return the protocol that was agreed on (ALPN)."""
+    async def secure(self, tls: Tls) -> ssl.SSLObject:
+        """Speak TLS from now on, within TLS if that is spoken already; return what knows the session."""
         ...
 
     def close(self, reason: CloseReason) -> None:

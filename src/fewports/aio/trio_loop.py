@@ -109,7 +109,7 @@ class TrioLink:
     """See Link. What comes is read by the task that waits for it: nobody reads ahead, so hold() has nothing to do."""
 
     __slots__ = (
-        *("_poll", "_tls", "_unsent", "_woken"),
+        *("_poll", "_sessions", "_unsent", "_woken"),
         *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
     )
 
@@ -122,7 +122,7 @@ class TrioLink:
         self.closed = self.lost = False
         self._woken = False
         self._unsent = bytearray()
-        self._tls: Session | None = None
+        self._sessions: list[Session] = []  # of TLS, the outer one first
         self._poll: select.poll | None = None
 
     async def open(self) -> None:
@@ -132,13 +132,16 @@ class TrioLink:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.sock, select.POLLIN)
-        return not (self._tls and self._tls.ahead) and not self._poll.poll(0)
+        if self._poll.poll(0):
+            # With TLS it may be a word between the two ends, such as a ticket for another session.
+            return bool(self._sessions) and not self._received() and not self.lost
+        return not any(session.ahead for session in self._sessions)
 
     def write(self, data: bytes | memoryview) -> bool:
         if self.lost or self.closed:
             raise BrokenPipeError("the connection is closed")
-        if self._tls is not None:
-            data = self._tls.seal(data)
+        for session in reversed(self._sessions):
+            data = session.seal(data)
         if not self._unsent:
             try:
                 count = self.sock.send(data)
@@ -186,22 +189,17 @@ class TrioLink:
     def resume(self) -> None:
         self._woken = False
 
-    async def secure(self, tls: Tls) -> str | None:
+    async def secure(self, tls: Tls) -> ssl.SSLObject:
         session = Session(tls)
         while not session.shake():
-            if data := session.out.read():
-                await self._send(data)
-            if session.ended:
-                raise ConnectionResetError("the peer closed in the TLS handshake")
+            await self._reply(session)
             await anyio.wait_readable(self.sock)
-            with contextlib.suppress(BlockingIOError):
-                session.take_in(self.sock.recv(RECEIVE))
-        if data := session.out.read():
-            await self._send(data)
-        if tls.check is not None:
-            tls.check(session.object)
-        self._tls = session
-        return session.object.selected_alpn_protocol()
+            session.take_in(self._opened())
+            if self.lost and not session.into.pending:
+                raise ConnectionResetError("the peer closed in the TLS handshake")
+        await self._reply(session)
+        self._sessions.append(session)
+        return session.object
 
     def close(self, reason: CloseReason) -> None:
         if self.closed:
@@ -214,42 +212,49 @@ class TrioLink:
             self.sock.close()
 
     def _receive(self) -> None:
+        """Receive once, and tell."""
+        try:
+            data = self._opened()
+        except OSError as error:  # TLS' own among them
+            self.lost = True
+            self.receiver.ended(error)
+            return
+        if data:
+            self.receiver.received(data)
+        if self.lost:
+            self.receiver.ended(None)
+
+    def _received(self) -> bytes:
+        """Receive while nothing is due; what came is not for us, so it is enough to know that it did."""
+        try:
+            return self._opened()
+        except OSError:
+            self.lost = True
+            return b""
+
+    def _opened(self) -> bytes:
+        """Receive once; return what it means, b"" if that is nothing yet, or nothing more: then it is lost."""
         try:
             data = self.sock.recv(RECEIVE)
         except BlockingIOError:
-            return
-        except OSError as error:
-            self.lost = True
-            self.receiver.ended(error)
-            return
-        if self._tls is None:
-            if data:
-                self.receiver.received(data)
-            else:
-                self.lost = True
-                self.receiver.ended(None)
-            return
-        self._tls.take_in(data)
-        try:
-            while plain := self._tls.open():
-                self.receiver.received(plain)
-        except ssl.SSLError as error:
-            self.lost = True
-            self.receiver.ended(error)
-            return
-        if self._tls.ended:
-            self.lost = True
-            self.receiver.ended(None)
-        elif reply := self._tls.out.read():  # a key update
+            return b""
+        self.lost = not data
+        for session in self._sessions:
+            session.take_in(data)
+            data = session.open()
+            self.lost = self.lost or session.ended
+        if self._sessions and (reply := self._sessions[-1].out.read()):  # a key update
+            for session in reversed(self._sessions[:-1]):
+                reply = session.seal(reply)
             with contextlib.suppress(OSError):
                 self.sock.send(reply)
+        return data
 
-    async def _send(self, data: bytes) -> None:
-        left = memoryview(data)
-        while left:
-            await anyio.wait_writable(self.sock)
-            with contextlib.suppress(BlockingIOError):
-                left = left[self.sock.send(left) :]
+    async def _reply(self, session: Session) -> None:
+        """Send what a handshake has to say, through the sessions around it."""
+        if data := session.out.read():
+            self.write(data)
+            await self.flush()
 
     def _deadline(self) -> float:
         """Return when a wait that begins now is over, in trio's time."""
@@ -260,7 +265,7 @@ class TrioLink:
 
 
 class Session:
-    """TLS over memory: bytes in, bytes out. All that was taken in is opened at once, so nothing is left unseen."""
+    """TLS over memory: bytes in, bytes out. All that was taken in is opened at once, so that nothing is left unseen."""
 
     def __init__(self, tls: Tls) -> None:
         self.into, self.out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -283,25 +288,23 @@ class Session:
     def take_in(self, data: bytes) -> None:
         if data:
             self.into.write(data)
-        else:
-            self.ended = True
-            self.into.write_eof()
 
     def seal(self, data: bytes | memoryview) -> bytes:
         self.object.write(data)
         return self.out.read()
 
     def open(self) -> bytes:
-        """Return what is readable; b"" if there is no more, and ``ended`` if there never will be."""
+        """Return all that is readable; ``ended`` when the peer has said goodbye."""
+        pieces = []
         try:
-            data = self.object.read(RECEIVE)
-        except ssl.SSLWantReadError:
-            return b""
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # without a goodbye, and with one
-            data = b""
-        if not data:
+            while data := self.object.read(RECEIVE):
+                pieces.append(data)
             self.ended = True
-        return data
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def _first_writable(sock: GatedSocket, scope: anyio.CancelScope) -> None:

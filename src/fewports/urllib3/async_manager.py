@@ -241,8 +241,7 @@ class AsyncPoolManager:
         """Make one request; what goes wrong with it is returned."""
         content = _content(asked.body, asked.method)
         request = aio.Request(asked.method, target, pool.fields(asked.headers), content)
-        timeout = self.timeout if manner.timeout is _DEFAULT_TIMEOUT else manner.timeout
-        times = _times(timeout, manner.pool, manner.write)
+        times = self._allowed(manner)
         if pool.insecure:
             message = f"Unverified HTTPS request is being made to host '{pool.host}'."
             warn(message, InsecureRequestWarning, stacklevel=4)
@@ -254,11 +253,12 @@ class AsyncPoolManager:
         response.retries = asked.policy
         return response
 
+    def _allowed(self, manner: Manner) -> aio.Times:
+        return _times(self.timeout if manner.timeout is _DEFAULT_TIMEOUT else manner.timeout, manner.pool, manner.write)
+
     async def _after_error(self, pool: AsyncPool, target: str, asked: Asked, manner: Manner, error: Exception) -> Asked:
         """Say what to do next, by urllib3's rules; raise if it is nothing."""
-        timeout = self.timeout if manner.timeout is _DEFAULT_TIMEOUT else manner.timeout
-        read = timeout.read_timeout if isinstance(timeout, Timeout) else timeout
-        fault = pool.fault(error, target, read)
+        fault = pool.fault(error, target, self._allowed(manner).read)
         if not _retried(fault):
             raise fault from error
         fault.__cause__ = error

@@ -180,7 +180,7 @@ class AsyncPool:
                 kept.append((name, value))
         return (*ours.values(), *kept)
 
-    def fault(self, error: Exception, url: str, timeout: object) -> Exception:
+    def fault(self, error: Exception, url: str, read: float | None) -> Exception:
         """Return the error of urllib3, or of ours, that stands for one of the engine."""
         pool = cast(Any, self)
         if isinstance(error, errors.BudgetExhausted):
@@ -196,7 +196,7 @@ class AsyncPool:
             return self._of_proxy(OSError(str(error)), True)
         if isinstance(error, http1.RemoteProtocolError):
             return _bad(error, pool, url)
-        return self._unconnected(error) or self._broken(error, url, timeout)
+        return self._unconnected(error) or self._broken(error, url, read)
 
     def _unconnected(self, error: Exception) -> Exception | None:
         pool, cause = cast(Any, self), error.__cause__
@@ -216,10 +216,10 @@ class AsyncPool:
     def _of_proxy(self, error: Exception, unreached: bool) -> Exception:
         return ProxyError("Unable to connect to proxy", error) if unreached else error
 
-    def _broken(self, error: Exception, url: str, timeout: object) -> Exception:
+    def _broken(self, error: Exception, url: str, read: float | None) -> Exception:
         pool = cast(Any, self)
         if isinstance(error, aio.TimedOut) and error.stage is not aio.Stage.WRITE:
-            return ReadTimeoutError(pool, url, f"Read timed out. (read timeout={timeout})")
+            return ReadTimeoutError(pool, url, f"Read timed out. (read timeout={read})")
         cause = error.__cause__
         if isinstance(error, aio.TimedOut):
             cause = TimeoutError("timed out")
