@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from math import inf
 from time import monotonic
 from typing import NamedTuple
@@ -84,7 +84,7 @@ class Connection:
     """One HTTP/1.1 connection of a pool."""
 
     __slots__ = (
-        *("_ended", "_failure", "_held", "_pieces", "_presets", "_sent", "_wants"),
+        *("_ended", "_failure", "_held", "_pieces", "_presets", "_sent", "_streamed", "_wants"),
         *("aged", "busy", "expires", "home", "idle_since", "lease", "link", "reader", "used"),
     )
     link: Link
@@ -103,6 +103,7 @@ class Connection:
         self._failure: Exception | None = None
         self._ended = False
         self._sent = False  # something of the request
+        self._streamed = 0  # bytes of its body
         self._wants = _NOTHING
 
     # What the pool asks.
@@ -374,20 +375,31 @@ class Connection:
 
     async def _stream(self, body: Body, chunked: bool, fields: Fields) -> bool:
         """Send *body* piece by piece; say whether all of it went out."""
-        count = 0
-        async for piece in _each(body):
-            if not piece:
-                continue
-            count += len(piece)
-            data = b"%b%b\r\n" % (http1.chunk_head(len(piece)), piece) if chunked else piece
-            if not await self._put(data):
-                return False
+        self._streamed = 0
+        if isinstance(body, AsyncIterable):
+            try:
+                async for piece in body:
+                    if not await self._portion(piece, chunked):
+                        return False
+            finally:
+                if isinstance(body, AsyncGenerator):
+                    await body.aclose()  # it was begun here; trio warns of those that nobody ends
+        else:
+            for piece in (body,) if isinstance(body, bytes) else body:
+                if not await self._portion(piece, chunked):
+                    return False
         if chunked:
             return await self._put(LAST_CHUNK)
         announced = next(int(value) for name, value in fields if _text(name).lower() == "content-length")
-        if count != announced:
-            raise LocalProtocolError(f"the body has {count} bytes, and Content-Length says {announced}")
+        if self._streamed != announced:
+            raise LocalProtocolError(f"the body has {self._streamed} bytes, and Content-Length says {announced}")
         return True
+
+    async def _portion(self, piece: bytes, chunked: bool) -> bool:
+        if not piece:
+            return True
+        self._streamed += len(piece)
+        return await self._put(b"%b%b\r\n" % (http1.chunk_head(len(piece)), piece) if chunked else piece)
 
 
 class Exchange:
@@ -451,17 +463,6 @@ class Exchange:
         connection = self._connection
         if connection is not None:
             connection.link.loop.call(connection.discard)
-
-
-async def _each(body: Body) -> AsyncIterator[bytes]:
-    if isinstance(body, bytes):
-        yield body
-    elif isinstance(body, AsyncIterable):
-        async for piece in body:
-            yield piece
-    else:
-        for piece in body:
-            yield piece
 
 
 def _text(name: str | bytes) -> str:
