@@ -19,12 +19,11 @@ from weakref import WeakSet
 
 from ..events import CloseReason
 from ..gated import GatedSocket, entrust
-from ..pool import Pool
-from .seam import RECEIVE, Receiver, Tls, close_idle
+from .seam import RECEIVE, Receiver, Tls
 
 SLACK = 0.001  # seconds by which a timer of the loop may be early
 
-_keepers: dict[AbstractEventLoop, tuple[AsyncGenerator[None, None], WeakSet[Pool[Any]]]] = {}
+_keepers: dict[AbstractEventLoop, tuple[AsyncGenerator[None, None], WeakSet[Receiver]]] = {}
 
 
 class AsyncioLoop:
@@ -81,15 +80,15 @@ class AsyncioLoop:
         except RuntimeError:  # it is closed
             work()
 
-    async def keep(self, pool: Pool[Any]) -> None:
+    async def keep(self, receiver: Receiver) -> None:
         for loop in [loop for loop in _keepers if loop.is_closed()]:
             del _keepers[loop]
         if self.loop not in _keepers:
-            pools: WeakSet[Pool[Any]] = WeakSet()
-            keeper = _keep(self.loop, pools)
-            _keepers[self.loop] = keeper, pools
+            receivers: WeakSet[Receiver] = WeakSet()
+            keeper = _keep(self.loop, receivers)
+            _keepers[self.loop] = keeper, receivers
             await anext(keeper)
-        _keepers[self.loop][1].add(pool)
+        _keepers[self.loop][1].add(receiver)
 
     async def rest(self) -> None:
         for _ in range(2):  # a transport closes its socket one step after it was told to, uvloop's two
@@ -314,12 +313,13 @@ def _ring(future: Future[None]) -> None:
         future.set_result(None)
 
 
-async def _keep(loop: AbstractEventLoop, pools: WeakSet[Pool[Any]]) -> AsyncGenerator[None, None]:
+async def _keep(loop: AbstractEventLoop, receivers: WeakSet[Receiver]) -> AsyncGenerator[None, None]:
     """Be closed with the loop's other asynchronous generators, by asyncio.run(): that is how its end is noticed."""
     try:
         yield
     finally:
         _keepers.pop(loop, None)
-        close_idle(list(pools))
+        for receiver in list(receivers):
+            receiver.abandon()
         await asyncio.sleep(0)
         await asyncio.sleep(0)

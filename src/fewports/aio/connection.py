@@ -84,7 +84,7 @@ class Connection:
     """One HTTP/1.1 connection of a pool."""
 
     __slots__ = (
-        *("_ended", "_failure", "_held", "_pieces", "_presets", "_sent", "_streamed", "_wants"),
+        *("__weakref__", "_ended", "_failure", "_held", "_pieces", "_presets", "_sent", "_streamed", "_wants"),
         *("aged", "busy", "expires", "home", "idle_since", "lease", "link", "reader", "used"),
     )
     link: Link
@@ -227,6 +227,11 @@ class Connection:
             else:
                 self._failure = error
         self.link.wake()
+
+    def abandon(self) -> None:
+        for other, reason in self.home.empty(for_good=True):
+            other.end(reason)
+        self.end(CloseReason.DONE)
 
     # What an exchange does.
 

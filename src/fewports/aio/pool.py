@@ -75,7 +75,6 @@ class OriginPool:
         self.route = route
         self.home: Pool[Connection] = Pool(limits)
         self._presets = Presets()
-        self._kept = False
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
 
     @property
@@ -131,8 +130,6 @@ class OriginPool:
 
     async def _obtain(self, found: Connection | Place | None, method: str, times: Times) -> Connection:
         """Wait for a place, and for a connection to put there. *found* is what the pool gave."""
-        if not self._kept:
-            await self._begin(found)
         while True:
             if found is None:
                 found = await self._place(times)
@@ -149,15 +146,6 @@ class OriginPool:
                 raise
             self.home.adopted()
             found = outcome
-
-    async def _begin(self, found: Connection | Place | None) -> None:
-        try:
-            await self.loop.keep(self.home)
-        except BaseException:
-            if found is not None:
-                self._return(found)
-            raise
-        self._kept = True
 
     async def _place(self, times: Times) -> Connection | Place:
         """Wait until a connection, or the place for one, comes free."""
@@ -217,6 +205,7 @@ class OriginPool:
         connection.link = link = self.loop.link(sock, connection)
         try:
             await link.open()
+            await self.loop.keep(connection)
             if route.tunnel is not None:
                 if route.tunnel.tls is not None:
                     await self._secure(connection, route.tunnel.tls, times)
