@@ -26,7 +26,7 @@ from ..ledger.account import Waiter
 from ..pool import Limits, Place, Pool, PoolClosed
 from ..sync.dial import literal, resolve
 from ..sync.timer import timer
-from .connection import Connection, Exchange, Presets, Request, Times
+from .connection import Connection
 from .dial import dial
 from .errors import (
     Disconnected,
@@ -40,6 +40,8 @@ from .errors import (
     TlsFailed,
     TunnelRefused,
 )
+from .exchange import Exchange
+from .request import Presets, Request, Times
 from .seam import Loop, Tls
 
 _FOREVER = Times()
