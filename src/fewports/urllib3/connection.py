@@ -28,7 +28,7 @@ from http.client import (  # type: ignore[attr-defined]
 from math import inf
 from operator import attrgetter
 from time import monotonic
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import urllib3
 from urllib3.connection import _get_default_user_agent, _ResponseOptions
@@ -46,24 +46,21 @@ from .._own import own
 from ..address import Destination, Origin
 from ..events import CloseReason
 from ..gated import GatedSocket, gated, pass_on
-from ..http1 import LocalProtocolError, Preset, request_head
+from ..http1 import LocalProtocolError, Preset, may_repeat, request_head
 from ..kernel import facts, options
 from ..ledger.account import Lease
-from ..pool import PoolClosed
+from ..pool import PoolClosed, kept_until
 from ..sync.dial import dial, resolve
 from ..sync.shared import SharedWire
 from ..sync.wire import TOGETHER, Wire
 from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
 from .response import BadLength, BadResponse, Response, receive
 from .sharing import Sharing
+from .streams import WITHOUT_BODY
+from .times import Times
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
-_WITHOUT_BODY = frozenset(
-    ("GET", "HEAD", "DELETE", "TRACE", "OPTIONS")
-)  # urllib3 sends no Content-Length: 0 with these
-_IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
-MARGIN = 1.0  # seconds before the server's time is over in which a request may not arrive in time
 PRESETS = 16  # different sets of header fields that a connection remembers as bytes
 
 REMEMBERED = 2048  # bytes of such a set at most: there may be thousands of idle connections
@@ -87,14 +84,6 @@ _stock_sending = tuple(own("http", http.client.HTTPConnection, step) for step in
 def untouched() -> bool:
     """Say whether nobody has put anything in the place of what http.client sends and receives with."""
     return _sending(http.client.HTTPConnection) == _stock_sending
-
-
-class Times(NamedTuple):
-    """How long a request may take: a call on the socket, in seconds, and all of it, as a time of monotonic()."""
-
-    connect: float | None
-    read: float | None
-    deadline: float | None
 
 
 class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
@@ -223,9 +212,8 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
 
     def heed(self, now: float) -> None:
         """Keep the connection no longer than the server does, as it said with its last response."""
-        # RFC 9112 leaves "Keep-Alive: timeout=" to RFC 2068, section 19.7.1. A request must arrive before that.
         limit = self.wire.reader.idle_limit if self.wire is not None else None
-        self.expires = self.aged if limit is None else min(self.aged, now + max(limit - MARGIN, limit / 2))
+        self.expires = self.aged if limit is None else kept_until(self.aged, limit, now)
 
     def alive(self) -> bool:
         """Say whether the connection, which is idle, is still there: nothing came, not even its end."""
@@ -242,9 +230,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         wire = self.wire
         if wire is None or not wire.used or not isinstance(error, ENDS):
             return False  # nothing says that the peer has ended it
-        if wire.reader.started and not wire.reader.done:
-            return False
-        return not self._sent or method in _IDEMPOTENT
+        return may_repeat(wire.reader, method, sent=self._sent)
 
     def putrequest(self, *args: Any, **keywords: Any) -> None:
         """Begin a request, as http.client does; on a connection that is at an end: on a new one."""
@@ -421,7 +407,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         if preset is None:
             return None
         if body is None:
-            if method in _WITHOUT_BODY:
+            if method in WITHOUT_BODY:
                 data = request_head(method, url, (), preset), b""
                 if len(data[0]) <= REMEMBERED:
                     self._latest = request, data
@@ -474,6 +460,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                 wait=self.wait,
                 options=self.socket_options or (),
                 pool=self.home,
+                ticket=self._ticket,
             )
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error

@@ -21,7 +21,7 @@ from .pool import REDIRECTS, Answer, HTTPConnectionPool, HTTPSConnectionPool, en
 ORIGINS = 1000  # that a manager remembers; what is not remembered is looked up as urllib3 does
 
 # An origin, and a target that urllib3 would send as it is: without dot segments, fragment, or what it encodes.
-_split_plain = re.compile(rf"(https?://[A-Za-z0-9.:\[\]\-]+)(?:(?!.*/\.)({TARGET}))?").fullmatch
+split_plain = re.compile(rf"(https?://[A-Za-z0-9.:\[\]\-]+)(?:(?!.*/\.)({TARGET}))?").fullmatch
 
 
 # What the way from a URL to its pool goes through; a subclass that has a hand in it gets urllib3's own way.
@@ -115,7 +115,7 @@ class PoolManager(urllib3.PoolManager):
         if self._direct and _STEPS.isdisjoint(self.__dict__):
             known, origin, target = self._split
             if url != known:
-                found = _split_plain(url)
+                found = split_plain(url)
                 origin, target = (found[1], found[2] or "/") if found else (None, "/")
                 self._split = url, origin, target
             pool = None if origin is None else self._pool_of(origin)

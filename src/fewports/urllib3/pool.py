@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Iterable
-from functools import lru_cache, partial
+from functools import partial
 from http.client import HTTPException
 from operator import attrgetter
-from socket import getdefaulttimeout
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -32,10 +31,11 @@ from ..source import Sources
 from ..sync.dial import Alarm
 from ..sync.shared import SharedWire
 from ..sync.timer import timer
-from .connection import OURS, HTTPConnection, HTTPSConnection, Kept, Times, untouched
+from .connection import OURS, HTTPConnection, HTTPSConnection, Kept, untouched
 from .gate import Gate
 from .response import Response
 from .shelf import Shelf
+from .times import Times, times_of
 
 if TYPE_CHECKING:
     from urllib3._base_connection import BaseHTTPConnection
@@ -377,16 +377,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             timeout = Timeout.from_float(timeout)
         if type(timeout) is not Timeout:
             return None
-        connect, read, total = timeout._connect, timeout._read, timeout.total
-        if total is None or total is _DEFAULT_TIMEOUT:
-            default = getdefaulttimeout()
-            connect = default if connect is _DEFAULT_TIMEOUT else connect
-            return _without_end(connect, default if read is _DEFAULT_TIMEOUT else read)
-        connect, read = (
-            total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds)
-            for seconds in (connect, read)
-        )
-        return Times(connect, read, monotonic() + total)
+        return times_of(timeout)
 
     def _take_idle(self) -> HTTPConnection | None:
         """Take an idle connection that is alive, for a request that may go straight; None if there is none."""
@@ -525,12 +516,6 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             end_all(self.home.give_back(outcome, monotonic()))
         elif isinstance(outcome, Place):
             self.home.drop_place()
-
-
-@lru_cache(16)
-def _without_end(connect: float | None, read: float | None) -> Times:
-    """Return the times of a request that has no deadline: those of the next are the same."""
-    return Times(connect, read, None)
 
 
 _own_pooling = attrgetter(*_POOLING)
