@@ -42,7 +42,7 @@ class Seat:
         Raises LocalProtocolError for a head that must not be sent (the seat is kept), Unprocessed if the connection
         takes no new stream any more (the seat is gone).
         """
-        return self._owner()._open(self, fields, end)
+        return self._owner().open(fields, end=end, seat=self)
 
     def release(self) -> None:
         """Give the seat back unused. A second release raises LocalProtocolError."""

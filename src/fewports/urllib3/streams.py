@@ -91,11 +91,6 @@ class Rider:
             return (*fields, ("content-length", str(length)))
         return fields
 
-    def exchange(self, data: Encoded, asked: Any, timeout: float | None, read: float | None, deadline: Any) -> Response:
-        """Send a request and receive its response."""
-        self.send(data, asked.request_method, timeout, deadline)
-        return self.receive(asked, read)
-
     def send(self, data: Encoded, method: str, timeout: float | None, deadline: float | None) -> None:
         """Send a request whose body is in one piece."""
         wire = self._wire(method, timeout, deadline)
