@@ -47,6 +47,8 @@ class Connection:
         *("aged", "busy", "expires", "home", "idle_since", "lease", "link", "reader", "used"),
     )
     link: Link
+    shared = spent = False  # it is of one exchange at a time
+    capacity = 1
 
     def __init__(self, home: Pool[Connection], presets: Presets, lease: Lease | None) -> None:
         self.home = home
@@ -82,6 +84,12 @@ class Connection:
 
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
+
+    def disown(self) -> None:
+        """Do nothing in a forked child: the socket is gone."""
+
+    def tidy(self) -> None:
+        """Do nothing: the loop takes in what comes."""
 
     def fileno(self) -> int:
         return -1 if self.link.closed else self.link.sock.fileno()
