@@ -664,6 +664,8 @@ def test_what_a_response_tells(way: Way, server: Door) -> None:
                 await http.request("GET", server.url, fields=None, unknown=1)
             with pytest.raises(TypeError):
                 fewports.AsyncPoolManager(unknown=1)
+            with pytest.raises(fewports.InvalidOption, match=r"HTTP/1\.1 only"):
+                fewports.AsyncPoolManager(http2=True)
 
     way.run(case)
 

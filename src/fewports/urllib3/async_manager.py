@@ -37,6 +37,7 @@ from urllib3.util.timeout import _DEFAULT_TIMEOUT
 from .. import aio
 from ..address import Origin
 from ..budget import Budget
+from ..errors import InvalidOption
 from ..gated import SocketOption
 from ..ledger.local import Ledger
 from ..pool import AGE_LIMIT, IDLE_LIMIT
@@ -82,9 +83,12 @@ class AsyncPoolManager:
         ledger: Ledger | None = None,
         idle_limit: float = IDLE_LIMIT,
         max_age: float = AGE_LIMIT,
+        http2: bool = False,
         **tls: Any,
     ) -> None:
-        self.gate = Gate(budget, sources, ledger, idle_limit, max_age)
+        if http2 is not False:
+            raise InvalidOption(f"http2={http2!r} is not possible with AsyncPoolManager, which speaks HTTP/1.1 only")
+        self.gate = Gate(budget, sources, ledger, idle_limit, max_age, http2)
         self.headers = headers or {}
         self.timeout = timeout if isinstance(timeout, Timeout) else Timeout.from_float(timeout)
         usual = _times(self.timeout, None, None)
