@@ -23,22 +23,32 @@ from support.ledgers import disagreements
 from support.scripted import Peer, Scripted
 from support.servers import HttpServer
 from test_fork import forked, sockets
-from urllib3.exceptions import ClosedPoolError, HTTPError, ProtocolError
+from urllib3.exceptions import ClosedPoolError, HTTPError, MaxRetryError, ProtocolError, UnrewindableBodyError
 from ways import Way
 
 import fewports
 from fewports import aio
 
 LOOPS = ("asyncio", "uvloop", "trio")
-TORTURE = float(os.environ.get("FEWPORTS_TORTURE", "0.5"))  # seconds
+TORTURE = float(os.environ.get("FEWPORTS_TORTURE", "0.3"))  # seconds
 
 
-@pytest.fixture(params=LOOPS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each case on each loop, plain and over TLS; uvloop, which is asyncio's to us, over TLS alone."""
+    if "way" in metafunc.fixturenames and "server" in metafunc.fixturenames:
+        pairs = [(name, tls) for name in LOOPS for tls in (False, True) if tls or name != "uvloop"]
+        ids = [f"{name}-{'tls' if tls else 'plain'}" for name, tls in pairs]
+        metafunc.parametrize(("way", "server"), pairs, ids=ids, indirect=True)
+    elif "way" in metafunc.fixturenames:
+        metafunc.parametrize("way", LOOPS, indirect=True)
+
+
+@pytest.fixture
 def way(request: pytest.FixtureRequest) -> Way:
     return Way(request.param)
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+@pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[Door]:
     with fresh_server(tls=request.param) as running:
         yield running
@@ -217,6 +227,8 @@ def test_torture(way: Way, bound: str, tls: bool) -> None:
             assert time.monotonic() - began < 0.6  # two rounds
             assert await way.until(lambda: tasks(way) == 0)
             assert waiting(book) == 0
+        for _ in range(500):
+            book.usage()  # asks the kernel about 64 of those that nobody had to ask about
         assert disagreements() == []
 
     with fresh_server(tls=tls) as server:
@@ -360,8 +372,14 @@ def test_a_loop_that_has_ended(way: Way, server: Door) -> None:
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["idle", "in use"])
-def test_a_loop_that_was_just_closed(server: Door, held: bool) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_loop_that_was_just_closed(tls: bool, held: bool) -> None:
     """Where nobody ends the loop's generators, aclose() in another loop, or the end of the client, closes all."""
+    with fresh_server(tls=tls) as server:
+        _just_closed(server, held)
+
+
+def _just_closed(server: Door, held: bool) -> None:
     book = fewports.Ledger()
     http = manager(server, ledger=book)
     loop = asyncio.new_event_loop()
@@ -559,6 +577,67 @@ def test_a_body_that_fails(way: Way, server: Door) -> None:
     way.run(case)
 
 
+def test_what_can_be_read_only_once(way: Way) -> None:
+    """A body from a generator is sent again while nobody has begun to read it, and never after that."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"once"
+
+    async def case() -> None:
+        with Scripted(*[_read_and_reset] * 2) as peer:
+            async with fewports.AsyncPoolManager(retries=2, ledger=fewports.Ledger()) as http:
+                for once in (body(), iter([b"once"])):
+                    with pytest.raises(UnrewindableBodyError):
+                        await http.request("PUT", peer.url, body=once)
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        async with fewports.AsyncPoolManager(retries=2, ledger=fewports.Ledger()) as http:
+            unread = body()
+            with pytest.raises(MaxRetryError):
+                await http.request("PUT", url, body=unread)
+            assert [piece async for piece in unread] == [b"once"]
+
+    way.run(case)
+
+
+def _read_and_reset(peer: Peer) -> None:
+    peer.request()
+    peer.reset()
+
+
+def test_a_request_that_cannot_be_sent(way: Way, server: Door) -> None:
+    """What is no request is refused before a byte of it goes out, and the connection stays."""
+
+    async def case() -> None:
+        async with manager(server) as http:
+            await http.request("GET", server.url)
+            with pytest.raises(ValueError, match="CR, LF or NUL"):
+                await http.request("GET", server.url, headers={"X-A": "a\r\nX-B: b"})
+            assert (await http.request("GET", server.url)).json() == BODY
+        assert server.stats()["accepted"] == 1
+
+    way.run(case)
+
+
+def test_an_answer_to_an_upload_that_stands_still(way: Way) -> None:
+    """A server that answers, and reads no more, is heard."""
+    ended = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.sock.recv(1000)
+        peer.answer(b"enough", status="413 Too Large")
+        ended.wait(5)
+
+    async def case() -> None:
+        with Scripted(serve) as peer:
+            async with fewports.AsyncPoolManager(retries=False, ledger=fewports.Ledger()) as http:
+                response = await http.request("PUT", peer.url, body=bytes(50_000_000), write_timeout=3)
+                assert (response.status, response.data) == (413, b"enough")
+                ended.set()
+
+    way.run(case)
+
+
 def test_what_a_response_tells(way: Way, server: Door) -> None:
     """The names are those of urllib3's response."""
 
@@ -585,6 +664,8 @@ def test_what_a_response_tells(way: Way, server: Door) -> None:
                 await http.request("GET", server.url, fields=None, unknown=1)
             with pytest.raises(TypeError):
                 fewports.AsyncPoolManager(unknown=1)
+            with pytest.raises(fewports.InvalidOption, match=r"HTTP/1\.1 only"):
+                fewports.AsyncPoolManager(http2=True)
 
     way.run(case)
 

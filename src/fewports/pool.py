@@ -512,8 +512,8 @@ class Pool(Generic[C]):
 
     def _serve(self, woken: list[Waiter], now: float = 0.0, *, anyway: bool = False) -> None:
         """Give who is in line the seats, the places and the leave to open that there are."""
-        sharing = self._sharing
-        if self.limits.bound is not None or sharing.merges or sharing.seats or anyway:
+        sharing, bound = self._sharing, self.limits.bound
+        if sharing.merges or sharing.seats or anyway or (bound is not None and self.used < bound):
             while self._line and self._serve_one(woken, now):
                 pass
 

@@ -69,7 +69,7 @@ class OriginPool:
     """Make exchanges with one origin, in one loop.
 
     Connections are exclusive: one exchange at a time. ``_furnish`` is where another kind would come from, by what
-    ALPN says; it is asked for exchange(), alive(), clean and end() as this one is.
+    the session says of ALPN; it is asked for exchange(), alive(), clean, give_back(), settle(), discard() and end().
     """
 
     def __init__(self, loop: Loop, route: Route, limits: Limits) -> None:
@@ -105,6 +105,9 @@ class OriginPool:
             try:
                 exchange = await connection.exchange(request, times, whole)
             except BaseException as error:
+                if connection.clean and not connection.begun:  # what was asked for cannot be sent
+                    connection.give_back()
+                    raise
                 again = connection.unanswered(method, error) and _is_there(request, connection)
                 connection.discard(CloseReason.PEER_CLOSED if again else CloseReason.DONE)
                 if again:
