@@ -1,0 +1,196 @@
+"""A request of either library as what goes out on the wire, and a response head as what its Response is made of.
+
+All of it is the same for threads and event loops.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .. import http1
+from .libraries import library_of
+from .trace import core_request
+
+PRESETS = 256  # different sets of header fields that a transport remembers as bytes,
+REMEMBERED = 2048  # bytes of such a set at most
+PORTS = {"http": 80, "https": 443}
+_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
+_VERSIONS = {11: b"HTTP/1.1", 10: b"HTTP/1.0"}
+
+RawFields = tuple[tuple[bytes, bytes], ...]
+
+
+class Fields(NamedTuple):
+    """Header fields of a request as bytes, checked, and what they say of its body and its connection."""
+
+    preset: http1.Preset
+    length: int | None
+    chunked: bool
+    close: bool
+    upgrade: bool
+
+
+Known = dict[RawFields, Fields]
+
+
+class Origin(NamedTuple):
+    """Where a request goes: what a pool is found by."""
+
+    library: str
+    scheme: str
+    host: str
+    port: int
+    sni: str | None
+
+
+class Call:
+    """One request on its way, for a transport that has header fields *known* already.
+
+    Raises UnsupportedProtocol or LocalProtocolError of the library. ``body`` is None where it is to be iterated.
+    """
+
+    __slots__ = (*("_known", "body", "extensions", "fields", "library", "method", "origin", "request", "target"),)
+
+    def __init__(self, request: Any, known: Known) -> None:
+        self._known = known
+        self.request = request
+        self.library = library = library_of(request)
+        self.extensions: dict[str, Any] = request.extensions
+        self.method: str = request.method
+        url = request.url
+        self.target: bytes = self.extensions.get("target") or url.raw_path
+        scheme = _SCHEMES.get(url.scheme)
+        if scheme is None:
+            raise library.error("UnsupportedProtocol")(_unsupported(url.scheme))
+        port = url.port or PORTS[scheme]
+        host = url.raw_host.decode("ascii")
+        self.origin = Origin(library.name, scheme, host, port, self.extensions.get("sni_hostname"))
+        self.fields = self._checked(tuple(request.headers.raw))
+        self.body = self._body()
+
+    def head(self, before: list[tuple[bytes, bytes]] | None = None, front: bytes = b"") -> bytes:
+        """Return the request head; to a proxy that forwards, *before* are its fields and *front* that of the URL."""
+        preset = self.fields.preset
+        if before:
+            given = self.request.headers.raw
+            preset = self._checked((*without(before, given), *given)).preset
+        target = front + self.target if front and self.target.startswith(b"/") else self.target
+        try:
+            return http1.request_head(self.method, target.decode("latin-1"), (), preset)
+        except http1.LocalProtocolError as error:
+            raise self.library.error("LocalProtocolError")(str(error)) from error
+
+    def framed(self, piece: bytes, sent: int) -> bytes:
+        """Return a *piece* of the body as it is sent, after *sent* bytes of it."""
+        if self.fields.chunked:
+            return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
+        if sent + len(piece) > (self.fields.length or 0):
+            raise self.library.error("LocalProtocolError")("Too much data for declared Content-Length")
+        return piece
+
+    def framed_end(self, sent: int) -> bytes:
+        """Return what comes after a body of *sent* bytes."""
+        if self.fields.chunked:
+            return http1.LAST_CHUNK
+        if sent < (self.fields.length or 0):
+            raise self.library.error("LocalProtocolError")("Too little data for declared Content-Length")
+        return b""
+
+    def timeout(self, name: str) -> float | None:
+        """Return the seconds for *name*, one of connect, read, write and pool."""
+        timeouts: dict[str, float | None] = self.extensions.get("timeout") or {}
+        return timeouts.get(name)
+
+    @property
+    def repeatable(self) -> bool:
+        """Say whether the body is still there to be sent again."""
+        return self.body is not None
+
+    @property
+    def idempotent(self) -> bool:
+        return self.method in _IDEMPOTENT
+
+    def traced(self) -> Any:
+        """Return the request as an event shows it."""
+        return core_request(self.library, self.request, self.target)
+
+    def _checked(self, raw: RawFields) -> Fields:
+        found = self._known.get(raw)
+        if found is not None:
+            return found
+        try:
+            found = _read(raw)
+        except http1.LocalProtocolError as error:
+            raise self.library.error("LocalProtocolError")(str(error)) from error
+        if len(found.preset.lines) <= REMEMBERED:
+            if len(self._known) >= PRESETS:
+                self._known.clear()
+            self._known[raw] = found
+        return found
+
+    def _body(self) -> bytes | None:
+        stream = self.request.stream
+        if type(stream) is not self.library.bytes:
+            return None
+        (data,) = stream
+        if not data and not self.fields.length and not self.fields.chunked:
+            return b""
+        return self.framed(data, 0) + self.framed_end(len(data))
+
+
+def extensions_of(head: http1.Head, stream: object) -> dict[str, Any]:
+    """Return the extensions of a response."""
+    return {
+        "http_version": _VERSIONS[head.version],
+        "reason_phrase": head.reason.encode("latin-1"),
+        "network_stream": stream,
+    }
+
+
+def traced_head(head: http1.Head) -> tuple[bytes, int, bytes, list[tuple[bytes, bytes]]]:
+    """Return a response head as an event shows it."""
+    return _VERSIONS[head.version], head.status, head.reason.encode("latin-1"), head.raw_fields()
+
+
+def is_tunnel(head: http1.Head, method: str) -> bool:
+    """Say whether what follows is no HTTP any more, and the caller's (RFC 9110, sections 7.8 and 9.3.6)."""
+    return head.status == 101 or (method == "CONNECT" and 200 <= head.status < 300)
+
+
+def _read(raw: RawFields) -> Fields:
+    """Return header fields as bytes; raises LocalProtocolError for what is wrong with them."""
+    said: dict[bytes, bytes] = {}
+    for name, value in raw:
+        said[name.lower()] = value.strip().lower()
+    if b"host" not in said:
+        raise http1.LocalProtocolError("Missing mandatory Host: header")
+    coding, length = said.get(b"transfer-encoding"), said.get(b"content-length")
+    if coding is not None:
+        if coding != b"chunked":
+            raise http1.LocalProtocolError("Only Transfer-Encoding: chunked is supported")
+        # RFC 9112, section 6.2: not both. The libraries add Content-Length to a Transfer-Encoding that was given.
+        raw = tuple(field for field in raw if field[0].lower() != b"content-length")
+        length = None
+    if length is not None and not length.isdigit():
+        raise http1.LocalProtocolError("bad Content-Length")
+    options = {option.strip() for option in said.get(b"connection", b"").split(b",")}
+    return Fields(
+        http1.Preset(raw),
+        None if length is None else int(length),
+        coding is not None,
+        b"close" in options,
+        b"upgrade" in options and b"upgrade" in said,
+    )
+
+
+def without(fields: list[tuple[bytes, bytes]], others: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return *fields* without those that are in *others*, too."""
+    names = {name.lower() for name, _ in others}
+    return [field for field in fields if field[0].lower() not in names]
+
+
+def _unsupported(scheme: str) -> str:
+    if not scheme:
+        return "Request URL is missing an 'http://' or 'https://' protocol."
+    return f"Request URL has an unsupported protocol '{scheme}://'."
