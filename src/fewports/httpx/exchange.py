@@ -137,7 +137,8 @@ class Exchange:
                 if not again or isinstance(found, call.library.error("ProxyError")):
                     raise found from error
                 conn.close()
-            time.sleep(BACKOFF * 2 ** (tried - 1) if tried else 0.0)
+            with self._step("connection.retry"):
+                time.sleep(BACKOFF * 2 ** (tried - 1) if tried else 0.0)
 
     def _dial_once(self, conn: HTTPConnection) -> None:
         if self._route.tunnelled:

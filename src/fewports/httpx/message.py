@@ -165,6 +165,8 @@ def _read(raw: RawFields) -> Fields:
         said[name.lower()] = value.strip().lower()
     if b"host" not in said:
         raise http1.LocalProtocolError("Missing mandatory Host: header")
+    if raw[0][0].lower() != b"host":
+        raw = tuple(sorted(raw, key=_is_not_host))  # RFC 9110, section 7.2: it goes first, if it can
     coding, length = said.get(b"transfer-encoding"), said.get(b"content-length")
     if coding is not None:
         if coding != b"chunked":
@@ -182,6 +184,10 @@ def _read(raw: RawFields) -> Fields:
         b"close" in options,
         b"upgrade" in options and b"upgrade" in said,
     )
+
+
+def _is_not_host(field: tuple[bytes, bytes]) -> bool:
+    return field[0].lower() != b"host"
 
 
 def without(fields: list[tuple[bytes, bytes]], others: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -159,6 +159,8 @@ class Closings:
 
     def next_of(self, account: Account, now: float) -> float | None:
         """Return the seconds until the next port of *account* leaves TIME_WAIT, if one is in it."""
+        if not account.keeps:
+            return None
         self.next_due()  # drops what no longer counts at the front of the queue and at the top of the heap
         near = (closing for closing in islice(self._queue, NEAR) if closing.fresh and account in closing.want.accounts)
         first = next(near, None)
