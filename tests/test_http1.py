@@ -386,9 +386,7 @@ def test_upgrade_that_was_asked_for(step: int) -> None:
     """101 ends HTTP on the connection if that was asked for, and what came behind it belongs to the other protocol."""
     reader = Reader()
     reader.begin("GET", upgrade=True)
-    body = feed(
-        reader, b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\nfirst", step
-    )
+    body = feed(reader, b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\nfirst", step)
 
     assert reader.head is not None
     assert (reader.head.status, body, reader.beyond) == (101, b"", b"first")

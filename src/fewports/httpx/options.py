@@ -53,9 +53,7 @@ class Options:
         max_age: float,
     ) -> None:
         if uds is not None:
-            raise InvalidOption(
-                "uds= takes no port: for that, mount the library's own transport"
-            )
+            raise InvalidOption("uds= takes no port: for that, mount the library's own transport")
         if http2:
             raise InvalidOption("http2=True cannot be had yet: leave it out, or use the library's own transport")
         if not http1:
