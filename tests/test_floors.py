@@ -23,7 +23,9 @@ FLOORS = {
     "gated": 4.0,
     "pool": 4.0,
     "dial": 4.1,
+    "dialing": 4.2,
     "sync": 5.0,
+    "aio": 5.1,
     "tcp": 6.0,
     "_own": 6.0,
     "urllib3": 6.1,
@@ -37,7 +39,9 @@ FLOORS = {
     "__init__": 9.0,
 }
 # gated: a socket is closed by whoever has it, who could not pass the time. ledger: usage() is for people.
-CLOCKS = {"gated", "ledger", "sync", "tcp", "urllib3", "socks", "_prepared", "requests", "httpx", "cli", "testing"}
+CLOCKS = {
+    *("gated", "ledger", "sync", "aio", "tcp", "urllib3", "socks", "_prepared", "requests", "httpx", "cli", "testing"),
+}
 MODULES = sorted(HOUSE.rglob("*.py"))
 
 

@@ -1,6 +1,6 @@
 """Pools that share a ledger, against a model, over any order of calls: hypothesis looks for one that breaks a promise.
 
-The requests here do what sync/dial.py and the faces do, step by step and without sockets: take, dial, wait, adopt, give
+The requests here do what dialing.py and the faces do, step by step and without sockets: take, dial, wait, adopt, give
 back, fail, give up. FEWPORTS_EXAMPLES=5000 looks further, at random.
 """
 
@@ -118,7 +118,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.reclaim(request)
 
     def reclaim(self, request: Request) -> bool:
-        """As _Dialing._reclaim() does it."""
+        """As Dialing._reclaim() does it."""
         for account, holders in self.ledger.rivals([request.pool.want], self.clock.now):
             for holder in holders:
                 assert isinstance(holder, Shelf)
@@ -160,7 +160,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.stop(request)
 
     def stop(self, request: Request) -> None:
-        """As _Dialing._leave() does it, and the face after it."""
+        """As Dialing._leave() does it, and the face after it."""
         outcome = request.leave()
         request.pool.leave(request)
         if isinstance(outcome, Connection):

@@ -219,6 +219,21 @@ def gated(sock: object) -> Gated | None:
     return None
 
 
+def entrust(sock: GatedSocket) -> None:
+    """Give up the lease of *sock*, whose descriptor somebody else closes next; the kernel says when it is free.
+
+    The close is prepared as for our own.
+    """
+    lease, sock.lease = sock.lease, None
+    if lease is None or lease.state >= _RELEASED:
+        return
+    spare = (sock.reason is not _DONE and sock.reason in _SPARED) or lease.pressed
+    state = _state_before(sock, lease, spare)
+    flow = lease.flow
+    closed = _closed(flow, state, spare, sock.reason) if flow is not None and lease.ledger.heard else None
+    lease.ledger.orphan(lease, watch=True, closed=closed)
+
+
 def let_go(sock: Gated) -> None:
     """Close the descriptor in a forked child; the connection goes on in the parent."""
     sock.lease = None

@@ -23,6 +23,7 @@ AGE_LIMIT = 1800.0  # seconds; long enough to cost nothing, short enough to foll
 AGE_JITTER = 0.1  # share by which ages differ, so that connections of one burst do not all end at once
 SURPLUS_LIMIT = 10.0  # seconds for which a burst's surplus is kept: to discard it costs a port for 60 s
 RETIREMENT = 30.0  # seconds for the peer to close first and to pay the TIME_WAIT
+MARGIN = 1.0  # seconds before the server's time is over in which a request may not arrive in time
 
 
 class PoolClosed(FewportsError):
@@ -43,6 +44,12 @@ class Pooled(Protocol):
 
 C = TypeVar("C", bound=Pooled)
 Ending = tuple[C, CloseReason]
+
+
+def kept_until(expires: float, limit: int, now: float) -> float:
+    """Return until when a connection is kept whose server keeps it for *limit* seconds more, as it just said."""
+    # RFC 9112 leaves "Keep-Alive: timeout=" to RFC 2068, section 19.7.1. A request must arrive before that.
+    return min(expires, now + max(limit - MARGIN, limit / 2))
 
 
 class Limits(NamedTuple):

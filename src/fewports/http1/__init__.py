@@ -5,6 +5,7 @@ from .request import LAST_CHUNK, Field, Preset, chunk_head, request_head
 from .response import (
     BAD_CHUNK_SIZE,
     BAD_LENGTH,
+    IDEMPOTENT,
     MAX_CHUNK_LINE,
     MAX_EXTENSIONS,
     MAX_FIELDS,
@@ -16,11 +17,13 @@ from .response import (
     UNBOUNDED,
     Head,
     Reader,
+    may_repeat,
 )
 
 __all__ = [
     "BAD_CHUNK_SIZE",
     "BAD_LENGTH",
+    "IDEMPOTENT",
     "LAST_CHUNK",
     "MAX_CHUNK_LINE",
     "MAX_EXTENSIONS",
@@ -40,5 +43,6 @@ __all__ = [
     "RemoteProtocolError",
     "Truncated",
     "chunk_head",
+    "may_repeat",
     "request_head",
 ]

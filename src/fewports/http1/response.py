@@ -42,6 +42,8 @@ UNBOUNDED = MAX_LENGTH
 REMEMBERED = 4096  # bytes of a head that an idle connection keeps, to know it again
 SHOWN = 60  # bytes of the peer's that an error message quotes
 
+IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
+
 BAD_CHUNK_SIZE = "a bad chunk size line"
 BAD_LENGTH = "a Content-Length that is not one number"
 
@@ -503,6 +505,16 @@ class Reader:
         self._data = b""
         self._kept.clear()
         return error
+
+
+def may_repeat(reader: Reader, method: str, *, sent: bool) -> bool:
+    """Say whether a request that met the end of a connection which was kept may be sent again (section 9.3.1).
+
+    Either not a byte of it was *sent*, or it has no more effect twice than once, and not a byte came back.
+    """
+    if reader.started and not reader.done:
+        return False
+    return not sent or method in IDEMPOTENT
 
 
 def _flaw(line: bytes, flaws: Sequence[tuple[bytes, str]]) -> str:

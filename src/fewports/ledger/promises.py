@@ -38,8 +38,13 @@ class Promises:
     def short(self, account: Account, waiter: Waiter | None = None) -> bool:
         """Say whether more callers need a port of *account* than are on their way, *waiter* among them."""
         coming = sum(account in promise.accounts and promise.comes(account) for promise in self._pending())
-        waiters = account.waiters if waiter is None else {*account.waiters, waiter}
-        return coming < sum(not other.decided for other in waiters)
+        if waiter is not None and waiter not in account.waiters and not waiter.decided:
+            coming -= 1
+        for other in account.waiters:
+            if coming < 0:
+                break  # ten thousand may wait, and each asks
+            coming -= not other.decided
+        return coming < 0
 
     def seek(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Promise | None:
         """Let *waiter* look for a connection to close, unless one of *wants* is on its way or free."""

@@ -40,28 +40,25 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 from urllib3.util import SKIP_HEADER, Timeout, connection
+from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
 from .. import errors
 from .._own import own
 from ..address import Destination, Origin
 from ..events import CloseReason
 from ..gated import GatedSocket, gated, pass_on
-from ..http1 import LocalProtocolError, Preset, request_head
+from ..http1 import LocalProtocolError, Preset, may_repeat, request_head
 from ..kernel import facts, options
 from ..ledger.account import Lease
-from ..pool import Pool, PoolClosed
+from ..pool import Pool, PoolClosed, kept_until
 from ..sync.dial import dial, resolve
 from ..sync.wire import TOGETHER, Wire
 from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
 from .response import BadLength, BadResponse, Response, receive
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
-_WITHOUT_BODY = frozenset(
-    ("GET", "HEAD", "DELETE", "TRACE", "OPTIONS")
-)  # urllib3 sends no Content-Length: 0 with these
-_IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
+WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE", "TRACE", "OPTIONS"))  # urllib3 sends no Content-Length: 0 with these
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
-MARGIN = 1.0  # seconds before the server's time is over in which a request may not arrive in time
 PRESETS = 16  # different sets of header fields that a connection remembers as bytes
 
 REMEMBERED = 2048  # bytes of such a set at most: there may be thousands of idle connections
@@ -93,6 +90,19 @@ class Times(NamedTuple):
     connect: float | None
     read: float | None
     deadline: float | None
+
+
+def times_of(timeout: Timeout) -> Times:
+    """Return what *timeout* means for a request that begins now."""
+    connect, read, total = timeout._connect, timeout._read, timeout.total
+    if total is None or total is _DEFAULT_TIMEOUT:
+        if connect is _DEFAULT_TIMEOUT:
+            connect = socket.getdefaulttimeout()
+        return Times(connect, socket.getdefaulttimeout() if read is _DEFAULT_TIMEOUT else read, None)
+    connect, read = (
+        total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds) for seconds in (connect, read)
+    )
+    return Times(connect, read, monotonic() + total)
 
 
 class HTTPConnection(urllib3.connection.HTTPConnection):
@@ -210,9 +220,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
     def heed(self, now: float) -> None:
         """Keep the connection no longer than the server does, as it said with its last response."""
-        # RFC 9112 leaves "Keep-Alive: timeout=" to RFC 2068, section 19.7.1. A request must arrive before that.
         limit = self.wire.reader.idle_limit if self.wire is not None else None
-        self.expires = self.aged if limit is None else min(self.aged, now + max(limit - MARGIN, limit / 2))
+        self.expires = self.aged if limit is None else kept_until(self.aged, limit, now)
 
     def alive(self) -> bool:
         """Say whether the connection, which is idle, is still there: nothing came, not even its end."""
@@ -227,9 +236,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         wire = self.wire
         if wire is None or not wire.used or not isinstance(error, ENDS):
             return False  # nothing says that the peer has ended it
-        if wire.reader.started and not wire.reader.done:
-            return False
-        return not self._sent or method in _IDEMPOTENT
+        return may_repeat(wire.reader, method, sent=self._sent)
 
     def putrequest(self, *args: Any, **keywords: Any) -> None:
         """Begin a request, as http.client does; on a connection that is at an end: on a new one."""
@@ -378,7 +385,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         if preset is None:
             return None
         if body is None:
-            if method in _WITHOUT_BODY:
+            if method in WITHOUT_BODY:
                 return request_head(method, url, (), preset), b""
             body = b""
         elif type(body) is str:

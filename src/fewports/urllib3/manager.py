@@ -21,7 +21,7 @@ from .pool import REDIRECTS, Answer, HTTPConnectionPool, HTTPSConnectionPool, en
 ORIGINS = 1000  # that a manager remembers; what is not remembered is looked up as urllib3 does
 
 # An origin, and a target that urllib3 would send as it is: without dot segments, fragment, or what it encodes.
-_split_plain = re.compile(rf"(https?://[A-Za-z0-9.:\[\]\-]+)(?:(?!.*/\.)({TARGET}))?").fullmatch
+split_plain = re.compile(rf"(https?://[A-Za-z0-9.:\[\]\-]+)(?:(?!.*/\.)({TARGET}))?").fullmatch
 
 
 # What the way from a URL to its pool goes through; a subclass that has a hand in it gets urllib3's own way.
@@ -102,7 +102,7 @@ class PoolManager(urllib3.PoolManager):
         if type(given) is Answer:  # urllib3 follows a redirect
             kw["pool_timeout"] = given.pool_timeout
         pool = None
-        if self._direct and _STEPS.isdisjoint(self.__dict__) and (found := _split_plain(url)):
+        if self._direct and _STEPS.isdisjoint(self.__dict__) and (found := split_plain(url)):
             pool = self._pool_of(found[1])
         if pool is None or type(pool).urlopen is not HTTPConnectionPool.urlopen:
             return super().urlopen(method, url, redirect, **kw)

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Iterable
 from http.client import HTTPException
 from operator import attrgetter
-from socket import getdefaulttimeout
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -31,7 +30,7 @@ from ..pool import AGE_LIMIT, IDLE_LIMIT, Place, Pool, PoolClosed
 from ..source import Sources
 from ..sync.dial import Alarm
 from ..sync.timer import timer
-from .connection import HTTPConnection, HTTPSConnection, Times, untouched
+from .connection import HTTPConnection, HTTPSConnection, Times, times_of, untouched
 from .gate import Gate
 from .response import Response
 
@@ -358,16 +357,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             timeout = Timeout.from_float(timeout)
         if type(timeout) is not Timeout:
             return None
-        connect, read, total = timeout._connect, timeout._read, timeout.total
-        if total is None or total is _DEFAULT_TIMEOUT:
-            if connect is _DEFAULT_TIMEOUT:
-                connect = getdefaulttimeout()
-            return Times(connect, getdefaulttimeout() if read is _DEFAULT_TIMEOUT else read, None)
-        connect, read = (
-            total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds)
-            for seconds in (connect, read)
-        )
-        return Times(connect, read, monotonic() + total)
+        return times_of(timeout)
 
     def _take_idle(self) -> HTTPConnection | None:
         """Take an idle connection that is alive, for a request that may go straight; None if there is none."""

@@ -1,0 +1,325 @@
+"""asyncio, and uvloop: a protocol that reads into a kept buffer, and one timer for each connection.
+
+Cancel scopes and streams would cost more than all the rest of a request. What came is told in the callback
+of the loop that read it, so a response takes one wake-up of its task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import ssl
+from asyncio import AbstractEventLoop, Future, TimerHandle, _get_running_loop
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from math import inf
+from time import monotonic
+from typing import Any
+from weakref import WeakSet
+
+from ..events import CloseReason
+from ..gated import GatedSocket, entrust
+from ..pool import Pool
+from .seam import RECEIVE, Receiver, Tls, close_idle
+
+SLACK = 0.001  # seconds by which a timer of the loop may be early
+
+_keepers: dict[AbstractEventLoop, tuple[AsyncGenerator[None, None], WeakSet[Pool[Any]]]] = {}
+
+
+class AsyncioLoop:
+    """An event loop of asyncio."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self.loop = loop
+        # These read as soon as they have asked where to, and what came is copied out at once: one buffer does for all
+        # connections. Another loop, as that of Windows, may read into several at a time.
+        self.direct = isinstance(loop, asyncio.SelectorEventLoop)
+        shared = self.direct or type(loop).__module__.partition(".")[0] == "uvloop"
+        self._buffer = memoryview(bytearray(RECEIVE)) if shared else None
+
+    @property
+    def here(self) -> bool:
+        return _get_running_loop() is self.loop
+
+    def alarm(self) -> AsyncioAlarm:
+        return AsyncioAlarm(self.loop)
+
+    def buffer(self, size: int = RECEIVE) -> memoryview:
+        """Return memory to read into, *size* bytes at least."""
+        if self._buffer is None:
+            return memoryview(bytearray(size))
+        if len(self._buffer) < size:
+            self._buffer = memoryview(bytearray(size))
+        return self._buffer
+
+    async def writable(self, sockets: Sequence[GatedSocket], until: float) -> list[GatedSocket]:
+        future: Future[None] = self.loop.create_future()
+        numbers = [sock.fileno() for sock in sockets]
+        for number in numbers:
+            self.loop.add_writer(number, _ring, future)
+        timer = None if until == inf else self.loop.call_later(max(0.0, until - monotonic()), _ring, future)
+        try:
+            await future
+        finally:
+            for number in numbers:
+                self.loop.remove_writer(number)
+            if timer is not None:
+                timer.cancel()
+        poll = select.poll()
+        for number in numbers:
+            poll.register(number, select.POLLOUT)
+        found = {number for number, _ in poll.poll(0)}
+        return [sock for sock, number in zip(sockets, numbers, strict=True) if number in found]
+
+    def link(self, sock: GatedSocket, receiver: Receiver) -> AsyncioLink:
+        return AsyncioLink(self, sock, receiver)
+
+    def call(self, work: Callable[[], object]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(work)
+        except RuntimeError:  # it is closed
+            work()
+
+    async def keep(self, pool: Pool[Any]) -> None:
+        for loop in [loop for loop in _keepers if loop.is_closed()]:
+            del _keepers[loop]
+        if self.loop not in _keepers:
+            pools: WeakSet[Pool[Any]] = WeakSet()
+            keeper = _keep(self.loop, pools)
+            _keepers[self.loop] = keeper, pools
+            await anext(keeper)
+        _keepers[self.loop][1].add(pool)
+
+    async def rest(self) -> None:
+        for _ in range(2):  # a transport closes its socket one step after it was told to, uvloop's two
+            await asyncio.sleep(0)
+
+
+class AsyncioAlarm:
+    """See Alarm."""
+
+    __slots__ = ("_future", "_loop", "_woken")
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: Future[None] | None = None
+        self._woken = False
+
+    def wake(self) -> None:
+        self._woken = True  # before the look at the future, as wait() does it the other way round
+        if (future := self._future) is None:
+            return
+        if _get_running_loop() is self._loop:
+            _ring(future)
+        else:
+            with contextlib.suppress(RuntimeError):  # it is closed, and nobody waits any more
+                self._loop.call_soon_threadsafe(_ring, future)
+
+    async def wait(self, seconds: float | None) -> None:
+        future = self._future = self._loop.create_future()
+        timer = None
+        try:
+            if self._woken:
+                return
+            if seconds is not None and seconds != inf:
+                timer = self._loop.call_later(max(0.0, seconds), _ring, future)
+            await future
+        finally:
+            self._future, self._woken = None, False
+            if timer is not None:
+                timer.cancel()
+
+
+class AsyncioLink(asyncio.BufferedProtocol):
+    """See Link."""
+
+    __slots__ = (
+        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_timer", "_transport"),
+        *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
+    )
+
+    def __init__(self, loop: AsyncioLoop, sock: GatedSocket, receiver: Receiver) -> None:
+        self.loop = loop
+        self._buffer = loop.buffer()
+        self.sock = sock
+        self.receiver = receiver
+        self.patience: float | None = None
+        self.deadline: float | None = None
+        self.closed = self.lost = False
+        self._held = self._paused = False
+        self._future: Future[None] | None = None
+        self._timer: TimerHandle | None = None
+        self._due = inf
+        self._transport: Any = None
+        self._lower: Any = None  # the transport under TLS
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = self._lower = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        # TLS gives what does not fit a step later; uvloop drops it if the end comes first.
+        if sizehint > len(self._buffer):
+            self._buffer = self.loop.buffer(sizehint)
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self.patience is not None and self._future is not None:
+            self._due = self._next_due()
+        self.receiver.received(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> bool:
+        self.lost = True
+        self.receiver.ended(None)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self.closed and self._lower is self._transport and self.loop.direct:
+            self._last_words()
+        self.lost = True
+        if not self.closed:
+            self.receiver.ended(exc)
+        if self._future is not None:
+            _ring(self._future)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._future is not None:
+            _ring(self._future)
+
+    # What a connection calls.
+
+    async def open(self) -> None:
+        await self.loop.loop.create_connection(lambda: self, sock=self.sock)
+
+    def silent(self) -> bool:
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
+
+    def write(self, data: bytes | memoryview) -> bool:
+        transport = self._transport
+        if self.lost or transport.is_closing():
+            raise BrokenPipeError("the connection is closed")
+        transport.write(data)
+        if transport.is_closing():  # it was tried at once, and failed
+            raise BrokenPipeError("the connection is closed")
+        return not self._paused
+
+    async def flush(self) -> bool:
+        while self._paused and not self.lost and not self.receiver.answered:
+            await self.wait()
+        return not (self._paused or self.lost)
+
+    def wait(self) -> Awaitable[None]:
+        future = self._future = self.loop.loop.create_future()
+        if self.patience is not None or self.deadline is not None:
+            self._due = due = self._next_due()
+            # One timer for many waits: the one that runs is right if it comes no later than is due.
+            if self._timer is None or self._timer.when() > due + SLACK:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._arm(due)
+        else:
+            self._due = inf
+        return future
+
+    def wake(self) -> None:
+        if self._future is not None:
+            _ring(self._future)
+            self._future = None
+
+    def hold(self) -> None:
+        if not self._held and not self.lost:
+            self._held = True
+            self._lower.pause_reading()  # not TLS, which would go on reading, and uvloop's drop that at the end
+
+    def resume(self) -> None:
+        if self._held:
+            self._held = False
+            if not self.lost and not self._lower.is_closing():
+                self._lower.resume_reading()
+
+    async def secure(self, tls: Tls) -> ssl.SSLObject:
+        loop = self.loop.loop
+        upper = await loop.start_tls(self._transport, self, tls.context, server_hostname=tls.hostname)
+        assert upper is not None
+        self._transport = upper
+        session: ssl.SSLObject = upper.get_extra_info("ssl_object")
+        return session
+
+    def close(self, reason: CloseReason) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.sock.reason = reason
+        if self.sock.fileno() < 0:  # in a forked child: the loop, and what it watches, are the parent's
+            return
+        if self.loop.here or self.loop.loop.is_closed():
+            self._close()
+        else:
+            self.loop.call(self._close)
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is None:
+            self.sock.close()
+            return
+        if not self.loop.direct:
+            entrust(self.sock)
+        try:
+            self._transport.abort()
+        except RuntimeError:  # the loop is closed, and never comes to it
+            self.sock.close()
+            with contextlib.suppress(AttributeError):
+                self._lower._sock = None  # else it would warn of a socket that is closed
+        if self.loop.direct:
+            # The loop has let go of it. Its own close comes a step later, when who waits for the port waits already.
+            self.sock.close()
+
+    def _next_due(self) -> float:
+        due = inf if self.patience is None else monotonic() + self.patience
+        return due if self.deadline is None else min(due, self.deadline)
+
+    def _arm(self, due: float) -> None:
+        loop = self.loop.loop
+        self._timer = loop.call_at(loop.time() + max(0.0, due - monotonic()), self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        future = self._future
+        if future is None or future.done() or self._due == inf:
+            return
+        if self._due > monotonic() + SLACK:
+            self._arm(self._due)
+        else:
+            future.set_exception(TimeoutError("timed out"))
+
+    def _last_words(self) -> None:
+        """Take in what the peer said before it closed on us: a send that failed kept the loop from reading it."""
+        with contextlib.suppress(OSError):
+            while data := self.sock.recv(RECEIVE):
+                self.receiver.received(data)
+
+
+def _ring(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _keep(loop: AbstractEventLoop, pools: WeakSet[Pool[Any]]) -> AsyncGenerator[None, None]:
+    """Be closed with the loop's other asynchronous generators, by asyncio.run(): that is how its end is noticed."""
+    try:
+        yield
+    finally:
+        _keepers.pop(loop, None)
+        close_idle(list(pools))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)

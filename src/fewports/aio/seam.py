@@ -1,0 +1,163 @@
+"""Between what is decided and the loops: two implementations, asyncio's in asyncio_loop.py, trio's in trio_loop.py.
+
+A ``Loop`` waits; a ``Link`` moves the bytes of one connection. Everything above is the same for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from ..events import CloseReason
+from ..gated import GatedSocket
+from ..pool import Pool
+
+RECEIVE = 65536  # bytes asked for at once; above 128 KiB malloc() maps pages and unmaps them again each time
+
+
+class Tls(NamedTuple):
+    """How to make a connection secure: *check* looks at what the handshake cannot, and raises CertificateError."""
+
+    context: ssl.SSLContext
+    hostname: str | None
+    check: Callable[[ssl.SSLObject], None] | None = None
+
+
+class Receiver(Protocol):
+    """Who is told what comes in on a link, in the loop of the link."""
+
+    @property
+    def answered(self) -> bool:
+        """Say whether there is no use in sending more."""
+        ...
+
+    def received(self, data: bytes) -> None:
+        """Take in *data*."""
+        ...
+
+    def ended(self, error: Exception | None) -> None:
+        """Learn that nothing more comes: the peer has closed, or there was an *error*. May be told twice."""
+        ...
+
+
+class Link(Protocol):
+    """The bytes of one connection. One task waits at a time.
+
+    ``patience`` bounds, in seconds, each wait for the peer; ``deadline`` (monotonic) all of them.
+    """
+
+    sock: GatedSocket
+    receiver: Receiver
+    patience: float | None
+    deadline: float | None
+    closed: bool
+    lost: bool  # the peer has closed, or it broke
+
+    @property
+    def loop(self) -> Loop: ...
+
+    async def open(self) -> None:
+        """Begin to move bytes."""
+        ...
+
+    def silent(self) -> bool:
+        """Ask the system whether nothing has come that was not told yet."""
+        ...
+
+    def write(self, data: bytes | memoryview) -> bool:
+        """Send *data*, or keep it to be sent; False if flush() should be waited for before there is more.
+
+        Raises BrokenPipeError if nothing is sent any more and not a byte of it was.
+        """
+        ...
+
+    async def flush(self) -> bool:
+        """Wait until more may be written; False if there is no use in it any more.
+
+        Raises TimeoutError, or BrokenPipeError if it broke.
+        """
+        ...
+
+    def wait(self) -> Awaitable[None]:
+        """Wait until wake(), while what comes in is told to the receiver; raises TimeoutError."""
+        ...
+
+    def wake(self) -> None:
+        """Let wait() return; called in the loop."""
+        ...
+
+    def hold(self) -> None:
+        """Take nothing in for now."""
+        ...
+
+    def resume(self) -> None:
+        """Take in again."""
+        ...
+
+    async def secure(self, tls: Tls) -> ssl.SSLObject:
+        """Speak TLS from now on, within TLS if that is spoken already; return what knows the session."""
+        ...
+
+    def close(self, reason: CloseReason) -> None:
+        """Close, from any thread. In the loop's own the port is given back before this returns, where that can be."""
+        ...
+
+
+class Alarm(Protocol):
+    """Lets one task sleep until somebody calls wake(), in any thread, early, late or twice."""
+
+    def wake(self) -> None: ...
+
+    async def wait(self, seconds: float | None) -> None: ...
+
+
+class Loop(Protocol):
+    """One event loop, and what waiting is there."""
+
+    @property
+    def here(self) -> bool:
+        """Say whether this is the loop that is running."""
+        ...
+
+    def alarm(self) -> Alarm: ...
+
+    async def writable(self, sockets: Sequence[GatedSocket], until: float) -> list[GatedSocket]:
+        """Wait until one of *sockets* is writable; return those that are, none if *until* (monotonic) came first."""
+        ...
+
+    def link(self, sock: GatedSocket, receiver: Receiver) -> Link:
+        """Make a link of a connected socket, which it owns from then on."""
+        ...
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Have *work* done in the loop, or at once where that has ended. Takes no lock; for finalizers, too."""
+        ...
+
+    async def keep(self, pool: Pool[Any]) -> None:
+        """Have *pool* closed when the loop ends, should nobody have done it before."""
+        ...
+
+    async def rest(self) -> None:
+        """Let what was begun by a close come to its end."""
+        ...
+
+
+def here() -> Loop:
+    """Return the loop that is running; raises RuntimeError if there is none."""
+    running = asyncio._get_running_loop()
+    if running is not None:
+        from .asyncio_loop import AsyncioLoop
+
+        return AsyncioLoop(running)
+    from .trio_loop import TrioLoop
+
+    return TrioLoop()
+
+
+def close_idle(pools: Iterable[Pool[Any]]) -> None:
+    """Close what nobody uses: the loop ends."""
+    for pool in pools:
+        for connection, reason in pool.empty(for_good=True):
+            connection.end(reason)

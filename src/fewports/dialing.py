@@ -1,0 +1,327 @@
+"""One connection on its way: the line, then one attempt, or several that race. Waits for nothing and reads no clock.
+
+What has to be waited for is handed out as a step, and whoever drives the steps, a thread or a task, sends back
+what came of it, or throws what went wrong into it. Every way out gives back what was taken: this is in one place,
+``steps()``, for threads and event loops alike.
+
+State: the attempts on their way by descriptor, and the place in line.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Generator, Iterable, Sequence
+from math import inf
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
+
+from .address import Destination, Flow, sockaddr
+from .dial import ATTEMPT_DELAY, DialPlan, Meaning, To
+from .events import CloseReason, DialFailed
+from .gated import CallFailed, GatedSocket, SocketName, SocketOption, open_socket, recipe
+from .kernel.facts import port_range
+from .ledger.account import Account, Lease, Waiter, Want
+from .ledger.local import Ledger
+from .ledger.promises import ACKNOWLEDGED
+from .pool import Pool, PoolClosed, Pooled
+
+NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port before a caller stands in line
+
+
+class Endable(Pooled, Protocol):
+    """A pooled connection as dialing ends it."""
+
+    def end(self, reason: CloseReason) -> None: ...
+
+
+C = TypeVar("C", bound=Endable)
+
+
+class Connect(NamedTuple):
+    """Connect *sock* to *name*, within the time for one attempt; an OSError is thrown in."""
+
+    sock: GatedSocket
+    name: SocketName
+
+
+class Watch(NamedTuple):
+    """Wait until one of *sockets* is writable, or until a time (inf: for ever); send those that are."""
+
+    sockets: Sequence[GatedSocket]
+    until: float
+
+
+class Queue(NamedTuple):
+    """Wait until the waiter is woken, *seconds* at most."""
+
+    seconds: float
+
+
+Step = Connect | Watch | Queue
+Steps = Generator[Step, Sequence[GatedSocket], GatedSocket | C]
+
+
+class Floor(NamedTuple):
+    """What the floor that waits lends: the time, how to wake the one who waits, and who watches a ledger for it."""
+
+    clock: Callable[[], float]
+    wake: Callable[[], object]
+    watch: Callable[[Ledger], object]
+
+
+class Limits(NamedTuple):
+    """*timeout* bounds each attempt to connect, *wait* the time in line beside the budget's own; both in seconds."""
+
+    timeout: float | None = None
+    wait: float | None = None
+
+
+def stands(lease: Lease, sock: GatedSocket, now: float) -> None:
+    """Note that the connection of *lease* stands."""
+    space = lease.want.space
+    lease.ledger.opened(lease, Flow(space.source, sock.getsockname()[1], space.destination), now)
+
+
+def close_failed(lease: Lease, sock: GatedSocket, error: OSError, clock: Callable[[], float], port: int = 0) -> None:
+    """Close after a failed connect()."""
+    if error.errno == errno.EADDRNOTAVAIL and not port:
+        sock.lease = None
+        sock.close()
+        lease.ledger.refused(lease, clock())
+    else:
+        sock.close()
+
+
+class Dialing(Generic[C]):
+    """All that is decided between a wish for a connection and a socket, or a connection that came free first."""
+
+    __slots__ = ("_floor", "_flying", "_limits", "_lined", "_options", "_pool", "_waited", "_waiter", "ledger", "plan")
+
+    def __init__(
+        self,
+        to: To,
+        destinations: Iterable[Destination],
+        limits: Limits,
+        floor: Floor,
+        *,
+        options: Sequence[SocketOption] = (),
+        pool: Pool[C] | None = None,
+    ) -> None:
+        self.plan = DialPlan(to, destinations, floor.clock())
+        self.ledger = to.ledger
+        self._limits = limits
+        self._floor = floor
+        self._options = options
+        self._pool = pool
+        self._waiter = Waiter(floor.wake, pool)
+        self._lined = False  # stood in line
+        self._waited = 0.0
+        self._flying: dict[int, tuple[GatedSocket, Lease, float]] = {}  # by descriptor, with the deadline
+
+    def steps(self) -> Steps[C]:
+        """Hand out what has to be waited for; return a connected socket, or a connection of the pool."""
+        won: GatedSocket | C | None = None
+        try:
+            won = yield from (self._race() if self.plan.more(1) else self._straight())
+            return won
+        finally:
+            # Every way out gives back what was taken: losers, a crossed grant, the place in line.
+            if self._flying:
+                for sock, _, _ in self._flying.values():
+                    sock.close()
+            if won is None or self._lined:
+                self._leave(won)
+
+    def _straight(self) -> Steps[C]:
+        """Connect to the one destination there is."""
+        clock = self._floor.clock
+        while True:
+            now = clock()
+            best = self._best(now)
+            outcome = best if best is not None else (yield from self._reserve(self.plan.wants(now), now))
+            if not isinstance(outcome, Lease):
+                return outcome
+            if (sock := self._open(outcome, now)) is None:
+                continue
+            destination = outcome.want.space.destination
+            try:
+                yield Connect(sock, sockaddr(destination.address, destination.port))
+                stands(outcome, sock, clock())
+                return sock
+            except OSError as error:
+                self._fail(sock, outcome, error)
+            except BaseException:
+                sock.close()
+                raise
+
+    def _race(self) -> Steps[C]:
+        """Try the destinations one after the other, each a moment after the one before (RFC 8305)."""
+        clock = self._floor.clock
+        next_at = 0.0
+        while True:
+            now = clock()
+            if now >= next_at or not self._flying:
+                outcome = yield from self._launch(now)
+                if outcome is not None:
+                    return outcome
+                next_at = clock() + ATTEMPT_DELAY
+            if self._flying and (sock := (yield from self._watch(next_at))):
+                return sock
+
+    def _launch(self, now: float) -> Generator[Step, Sequence[GatedSocket], C | None]:
+        """Begin one attempt more; wait for a port only while nothing else is on its way."""
+        while True:
+            flying = [lease.space.destination for _, lease, _ in self._flying.values()]
+            outcome: object = self._best(now, flying)
+            if outcome is None:
+                wants = self.plan.wants(now, flying)
+                if self._flying and (not wants or self.ledger.reserve(self._waiter, wants, now)):
+                    return None
+                outcome = self._waiter.outcome or (yield from self._reserve(wants, now))
+            if not isinstance(outcome, Lease):
+                return cast(C, outcome)
+            if (sock := self._open(outcome, now)) is not None:
+                self._waiter = self._waiter.again()
+                destination = outcome.space.destination
+                deadline = inf if self._limits.timeout is None else now + self._limits.timeout
+                self._flying[sock.fileno()] = (sock, outcome, deadline)
+                sock.setblocking(False)
+                code = sock.connect_ex(sockaddr(destination.address, destination.port))
+                if code in (0, errno.EINPROGRESS):
+                    return None
+                del self._flying[sock.fileno()]
+                self._fail(sock, outcome, OSError(code, os.strerror(code)))
+            now = self._floor.clock()
+
+    def _watch(self, next_at: float) -> Generator[Step, Sequence[GatedSocket], GatedSocket | None]:
+        """Wait until an attempt has an end or the next one is due; return the socket that won."""
+        until = min(deadline for _, _, deadline in self._flying.values())
+        if self.plan.more(len(self._flying)):
+            until = min(until, next_at)
+        ready = yield Watch([sock for sock, _, _ in self._flying.values()], until)
+        for found in ready:
+            sock, lease, _ = self._flying[found.fileno()]
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code == 0:
+                stands(lease, sock, self._floor.clock())
+                del self._flying[sock.fileno()]
+                return sock
+            del self._flying[sock.fileno()]
+            self._fail(sock, lease, OSError(code, os.strerror(code)))
+        now = self._floor.clock()
+        for number, (sock, lease, deadline) in list(self._flying.items()):
+            if deadline <= now:
+                del self._flying[number]
+                self._fail(sock, lease, TimeoutError("timed out"))
+        return None
+
+    def _best(self, now: float, flying: Sequence[Destination] = ()) -> Lease | None:
+        """Return a lease for the best that would do, if it has room."""
+        if not (wants := self.plan.best(now, flying)) or self.ledger.reserve(self._waiter, wants, now, ask=False):
+            return None
+        return cast("Lease | None", self._waiter.outcome)
+
+    def _reserve(self, wants: Sequence[Want], now: float) -> Generator[Step, Sequence[GatedSocket], Lease | C]:
+        """Return a lease, or a connection that came free first; wait for either."""
+        if not wants:
+            raise self.plan.error or OSError(errno.EADDRNOTAVAIL, "name resolution gave no address")
+        refuser = self.ledger.reserve(self._waiter, wants, now)
+        for _ in range(NETWORK_TRIES if refuser and self.plan.bound.foreign else 0):
+            wants = self.plan.wants(now)  # other addresses of the network
+            if (refuser := self.ledger.reserve(self._waiter, wants, now)) is None:
+                break
+        while refuser and self._reclaim(wants, now):
+            now = self._floor.clock()
+            refuser = self.ledger.reserve(self._waiter, wants, now)
+        if refuser:
+            yield from self._wait(wants, refuser)
+        outcome = self._waiter.outcome
+        if outcome is None:
+            raise PoolClosed("the pool was closed while a request waited for a connection")
+        return outcome  # type: ignore[return-value]
+
+    def _open(self, lease: Lease, now: float) -> GatedSocket | None:
+        try:
+            return open_socket(lease, recipe(lease.want.space.source, self.plan.bound, port_range(now)), self._options)
+        except CallFailed as failure:
+            self.ledger.release(lease, self._floor.clock())
+            self.learn(lease, failure.call, failure.error)
+            return None
+
+    def _fail(self, sock: GatedSocket, lease: Lease, error: OSError) -> None:
+        """Close after a failed connect() and learn from it."""
+        close_failed(lease, sock, error, self._floor.clock, self.plan.to.port)
+        self.learn(lease, "connect", error)
+
+    def learn(self, lease: Lease, call: str, error: OSError) -> None:
+        """Draw conclusions from an attempt that failed in *call*; raise *error* if no other can succeed."""
+        self._waiter = self._waiter.again()  # the lease that was delivered is spent
+        meaning = self.plan.failed(lease.space, call, error, self._floor.clock())
+        if meaning is not Meaning.PORTS:
+            self.ledger.emit(DialFailed(lease.space, call, error))
+        if meaning is Meaning.FATAL:
+            raise error
+
+    def _reclaim(self, wants: Sequence[Want], now: float) -> bool:
+        """Have one idle connection of another pool give way to us, unless the port of one is on its way."""
+        promise = self.ledger.seek(self._waiter, wants, now)
+        if promise is None:
+            return False
+        victim = lease = None
+        try:
+            for account, holders in self.ledger.rivals(wants, now):
+                for holder in holders:
+                    # What is idle in our own pool is ours as it is: join() finds it. What is retired is not.
+                    if victim := holder.surrender(account, idle=holder is not self._pool):
+                        lease = victim.lease
+                        return True
+            return False
+        finally:
+            self.ledger.found(promise, lease)
+            if victim:
+                victim.give_way()
+
+    def _wait(self, wants: Sequence[Want], refuser: Account) -> Generator[Step, Sequence[GatedSocket], None]:
+        """Stand in line until there is an outcome; raise BudgetExhausted when the time is over."""
+        clock = self._floor.clock
+        began = clock()
+        if refuser.budget.refuses:
+            raise self.ledger.exhausted(refuser, began, self._waited)
+        self._lined = True
+        wait = self._limits.wait
+        limit = refuser.budget.wait if wait is None else min(refuser.budget.wait, wait)
+        deadline = began + limit - self._waited
+        waiter = self._waiter
+        if self._pool is not None:
+            for connection, reason in self._pool.join(waiter, began, place=False):
+                connection.end(reason)
+        if not waiter.decided:
+            self.ledger.join(waiter, wants, began)
+            self._floor.watch(self.ledger)
+            if not waiter.decided:
+                self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
+        while not waiter.decided and (left := deadline - clock()) > 0:
+            # Not for longer: a connection may have given way to us, and its port not be free after all.
+            yield Queue(min(left, ACKNOWLEDGED))
+            if not waiter.decided:
+                # Another account keeps us waiting now, or the port that was promised does not come.
+                self._reclaim(waiter.wants, clock())
+        now = clock()
+        self._waited += now - began
+        # First of all it is passed over in every line: what comes free now is for others.
+        unserved = not waiter.decided and waiter.leave() is None
+        if self._pool is not None:
+            self._pool.leave(waiter)
+        if unserved:
+            raise self.ledger.exhausted(self.ledger.refuser(waiter.wants, now) or refuser, now, self._waited)
+
+    def _leave(self, won: GatedSocket | C | None) -> None:
+        now = self._floor.clock()
+        outcome = self._waiter.leave()
+        if self._pool is not None:
+            self._pool.leave(self._waiter)
+            if outcome is not None and outcome is not won and not isinstance(outcome, Lease):
+                for connection, reason in self._pool.give_back(cast(C, outcome), now):
+                    connection.end(reason)
+        self.ledger.leave(self._waiter, now, served=won is not None)
