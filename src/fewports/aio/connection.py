@@ -60,12 +60,13 @@ class Times(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is asked for; *fields* are all that are sent, Host among them."""
+    """What is asked for; *fields* are all that are sent, Host among them; *upgrade*: another protocol, if it may be."""
 
     method: str
     target: str
     fields: Fields = ()
     body: Body | None = None
+    upgrade: bool = False
 
 
 class Presets(dict[Fields, Preset]):
@@ -133,6 +134,11 @@ class Connection:
     def begun(self) -> bool:
         """Say whether something of the request has been sent."""
         return self._sent
+
+    @property
+    def whole(self) -> bool:
+        """Say whether the response is here to its end."""
+        return self.reader.done and self._failure is None
 
     @property
     def pending(self) -> bool:
@@ -238,7 +244,7 @@ class Connection:
         link.patience = times.write
         if body is None:
             data = http1.request_head(request.method, request.target, (), preset)
-            reader.begin(request.method)
+            reader.begin(request.method, upgrade=request.upgrade)
             flows = link.write(data)
             self._sent = True
             if not flows:
@@ -352,7 +358,7 @@ class Connection:
         if type(body) is bytes and (not framed or "content-length" in preset.names):
             length = None if framed else len(body)
             head = http1.request_head(request.method, request.target, (), preset, length)
-            reader.begin(request.method, sending=True)
+            reader.begin(request.method, sending=True, upgrade=request.upgrade)
             if len(body) <= TOGETHER:
                 if await self._put(head + body):
                     reader.sent()
@@ -368,7 +374,7 @@ class Connection:
         chunked = "content-length" not in preset.names
         more = (("Transfer-Encoding", "chunked"),) if not framed else ()
         head = http1.request_head(request.method, request.target, more, preset)
-        reader.begin(request.method, sending=True)
+        reader.begin(request.method, sending=True, upgrade=request.upgrade)
         if await self._put(head) and await self._stream(body, chunked, request.fields):
             reader.sent()
 
@@ -406,6 +412,17 @@ class Exchange:
         self.chunked = reader.chunked
         self.encoded = reader.encoded  # there is a Content-Encoding
         self._connection = connection if body is None else None
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection, while it is in use."""
+        return self._connection
+
+    @property
+    def ready(self) -> bool:
+        """Say whether all of the body is here, so that read() waits for nothing."""
+        connection = self._connection
+        return connection is None or connection.whole
 
     def forget(self) -> None:
         """Leave the connection to somebody else: it is a tunnel now."""

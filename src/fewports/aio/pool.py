@@ -70,6 +70,8 @@ class OriginPool:
     ALPN says; it is asked for exchange(), alive(), clean and end() as this one is.
     """
 
+    kind: type[Connection] = Connection
+
     def __init__(self, loop: Loop, route: Route, limits: Limits) -> None:
         self.loop = loop
         self.route = route
@@ -213,7 +215,7 @@ class OriginPool:
     async def _furnish(self, sock: GatedSocket, times: Times) -> Connection:
         """Make a connection of a socket that was dialled: a tunnel first, if that is the way, and TLS."""
         route = self.route
-        connection = Connection(self.home, self._presets, sock.lease)
+        connection = self.kind(self.home, self._presets, sock.lease)
         connection.link = link = self.loop.link(sock, connection)
         try:
             await link.open()

@@ -142,6 +142,9 @@ class TrioLink:
             raise BrokenPipeError("the connection is closed")
         for session in reversed(self._sessions):
             data = session.seal(data)
+        if self._unsent:
+            with contextlib.suppress(BlockingIOError):
+                del self._unsent[: self.sock.send(self._unsent)]
         if not self._unsent:
             try:
                 count = self.sock.send(data)

@@ -265,7 +265,7 @@ class Exchange:
         cause = error.__cause__
         if isinstance(cause, http1.Truncated) and not self._wire.reader.interim:
             cause = ConnectionResetError()
-        if not isinstance(cause, Exception) or self._call.body is None:
+        if not isinstance(cause, Exception) or self._call.content is None:
             return False
         return self._conn.unanswered(self._call.method, cause)
 

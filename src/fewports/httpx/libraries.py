@@ -49,6 +49,8 @@ _by_type: dict[type, Library] = {}
 if TYPE_CHECKING:
     import httpx2
 
+    AsyncBaseTransport = httpx2.AsyncBaseTransport
+    AsyncByteStream = httpx2.AsyncByteStream
     BaseTransport = httpx2.BaseTransport
     SyncByteStream = httpx2.SyncByteStream
 else:
@@ -57,6 +59,8 @@ else:
         """Make one class of those called *name*: its subclasses are at home in each library."""
         return type(name, tuple(getattr(library.module, name) for library in LIBRARIES), {})
 
+    AsyncBaseTransport = _joined("AsyncBaseTransport")
+    AsyncByteStream = _joined("AsyncByteStream")
     BaseTransport = _joined("BaseTransport")
     SyncByteStream = _joined("SyncByteStream")
 

@@ -15,7 +15,6 @@ PRESETS = 256  # different sets of header fields that a transport remembers as b
 REMEMBERED = 2048  # bytes of such a set at most
 PORTS = {"http": 80, "https": 443}
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
-_IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
 _VERSIONS = {11: b"HTTP/1.1", 10: b"HTTP/1.0"}
 
 RawFields = tuple[tuple[bytes, bytes], ...]
@@ -24,6 +23,7 @@ RawFields = tuple[tuple[bytes, bytes], ...]
 class Fields(NamedTuple):
     """Header fields of a request as bytes, checked, and what they say of its body and its connection."""
 
+    raw: RawFields
     preset: http1.Preset
     length: int | None
     chunked: bool
@@ -47,10 +47,11 @@ class Origin(NamedTuple):
 class Call:
     """One request on its way, for a transport that has header fields *known* already.
 
-    Raises UnsupportedProtocol or LocalProtocolError of the library. ``body`` is None where it is to be iterated.
+    Raises UnsupportedProtocol or LocalProtocolError of the library. ``content`` is the body, None where that is to be
+    iterated.
     """
 
-    __slots__ = (*("_known", "body", "extensions", "fields", "library", "method", "origin", "request", "target"),)
+    __slots__ = (*("_known", "content", "extensions", "fields", "library", "method", "origin", "request", "target"),)
 
     def __init__(self, request: Any, known: Known) -> None:
         self._known = known
@@ -67,17 +68,23 @@ class Call:
         host = url.raw_host.decode("ascii")
         self.origin = Origin(library.name, scheme, host, port, self.extensions.get("sni_hostname"))
         self.fields = self._checked(tuple(request.headers.raw))
-        self.body = self._body()
+        self.content = self._content()
 
-    def head(self, before: list[tuple[bytes, bytes]] | None = None, front: bytes = b"") -> bytes:
-        """Return the request head; to a proxy that forwards, *before* are its fields and *front* that of the URL."""
-        preset = self.fields.preset
+    def addressed(self, before: list[tuple[bytes, bytes]] | None, front: bytes) -> tuple[Fields, str]:
+        """Return fields and target; to a proxy that forwards, *before* are its fields and *front* that of the URL."""
+        fields, target = self.fields, self.target
         if before:
             given = self.request.headers.raw
-            preset = self._checked((*without(before, given), *given)).preset
-        target = front + self.target if front and self.target.startswith(b"/") else self.target
+            fields = self._checked((*without(before, given), *given))
+        if front and target.startswith(b"/"):
+            target = front + target
+        return fields, target.decode("latin-1")
+
+    def head(self, before: list[tuple[bytes, bytes]] | None = None, front: bytes = b"") -> bytes:
+        """Return the request head."""
+        fields, target = self.addressed(before, front)
         try:
-            return http1.request_head(self.method, target.decode("latin-1"), (), preset)
+            return http1.request_head(self.method, target, (), fields.preset)
         except http1.LocalProtocolError as error:
             raise self.library.error("LocalProtocolError")(str(error)) from error
 
@@ -103,13 +110,10 @@ class Call:
         return timeouts.get(name)
 
     @property
-    def repeatable(self) -> bool:
-        """Say whether the body is still there to be sent again."""
-        return self.body is not None
-
-    @property
-    def idempotent(self) -> bool:
-        return self.method in _IDEMPOTENT
+    def body(self) -> bytes | None:
+        """The body as it is sent, None where it is to be iterated."""
+        content = self.content
+        return self.framed(content, 0) + http1.LAST_CHUNK if content is not None and self.fields.chunked else content
 
     def traced(self) -> Any:
         """Return the request as an event shows it."""
@@ -129,14 +133,23 @@ class Call:
             self._known[raw] = found
         return found
 
-    def _body(self) -> bytes | None:
+    def _content(self) -> bytes | None:
         stream = self.request.stream
         if type(stream) is not self.library.bytes:
             return None
+        data: bytes
         (data,) = stream
-        if not data and not self.fields.length and not self.fields.chunked:
-            return b""
-        return self.framed(data, 0) + self.framed_end(len(data))
+        if data or self.fields.length:
+            self.framed(data, 0)
+            self.framed_end(len(data))
+        return data
+
+
+def front_of(call: Call) -> bytes:
+    """Return scheme and host of a URL as a proxy that forwards is told them."""
+    host, port = call.request.url.raw_host, call.request.url.port
+    host = b"[%b]" % host if b":" in host else host
+    return b"http://%b" % host if port is None else b"http://%b:%d" % (host, port)
 
 
 def extensions_of(head: http1.Head, stream: object) -> dict[str, Any]:
@@ -178,6 +191,7 @@ def _read(raw: RawFields) -> Fields:
         raise http1.LocalProtocolError("bad Content-Length")
     options = {option.strip() for option in said.get(b"connection", b"").split(b",")}
     return Fields(
+        raw,
         http1.Preset(raw),
         None if length is None else int(length),
         coding is not None,

@@ -21,6 +21,7 @@ from .message import Origin, without
 
 CONNECTIONS = 100  # at once, where no limits are given: DEFAULT_LIMITS of both libraries
 KEPT = 20  # without use, likewise; more are kept for a few seconds
+ORIGINS = 1000  # with a pool each
 MOST_KEPT = 1000  # of one origin, for None
 PATIENCE = 1e9  # seconds: max_connections by itself sets no bound to the time in line; the pool timeout does
 

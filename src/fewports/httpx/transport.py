@@ -14,10 +14,8 @@ from ..urllib3 import HTTPConnection, HTTPConnectionPool, PoolManager, ProxyMana
 from ..urllib3.pool import end_all
 from .exchange import Exchange, Route
 from .libraries import BaseTransport, Library
-from .message import PORTS, Call, Known, Origin
-from .options import Options
-
-ORIGINS = 1000  # with a pool each; beyond that the one that was made first is closed
+from .message import PORTS, Call, Known, Origin, front_of
+from .options import ORIGINS, Options
 
 
 class Transport(BaseTransport):
@@ -105,7 +103,7 @@ class Transport(BaseTransport):
         pool = cast(HTTPConnectionPool, manager.connection_from_host(origin.host, origin.port, origin.scheme, options))
         route = Route(pool)
         if forwarded:
-            route = Route(pool, front=_front(call), fields=self._options.proxy_fields())
+            route = Route(pool, front=front_of(call), fields=self._options.proxy_fields())
         elif pool.proxy is not None and proxy.url.scheme in PORTS:
             pool.proxy_headers = self._options.tunnel_fields(origin)
             route = Route(pool, tunnelled=True)
@@ -136,10 +134,3 @@ class Transport(BaseTransport):
         # A name is looked up by the proxy, as the libraries have it with either scheme.
         url = url.replace("socks5://", "socks5h://")
         return SOCKSProxyManager(url, username=user, password=password, **keywords)
-
-
-def _front(call: Call) -> bytes:
-    """Return scheme and host of a URL as a proxy that forwards is told them."""
-    host, port = call.request.url.raw_host, call.request.url.port
-    host = b"[%b]" % host if b":" in host else host
-    return b"http://%b" % host if port is None else b"http://%b:%d" % (host, port)
