@@ -138,11 +138,11 @@ def test_what_goes_out_is_what_the_library_would_send(lib: ModuleType, name: str
     with Scripted(*[lambda peer: requests.append(recorded(peer))] * 2) as server:
         both(lib, send)
 
-    stock, ours = (_without_content_length(data) if name == "chunked bytes" else data for data in requests)
+    stock, ours = (without_content_length(data) if name == "chunked bytes" else data for data in requests)
     assert ours == stock
 
 
-def _without_content_length(data: bytes) -> bytes:
+def without_content_length(data: bytes) -> bytes:
     """Leave out what RFC 9112, section 6.2, forbids beside Transfer-Encoding; the libraries send it."""
     return b"\r\n".join(line for line in data.split(b"\r\n") if not line.lower().startswith(b"content-length"))
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import aclosing
 from math import inf
 from time import monotonic
 from typing import NamedTuple
@@ -381,13 +382,14 @@ class Connection:
     async def _stream(self, body: Body, chunked: bool, fields: Fields) -> bool:
         """Send *body* piece by piece; say whether all of it went out."""
         count = 0
-        async for piece in _each(body):
-            if not piece:
-                continue
-            count += len(piece)
-            data = b"%b%b\r\n" % (http1.chunk_head(len(piece)), piece) if chunked else piece
-            if not await self._put(data):
-                return False
+        async with aclosing(_each(body)) as pieces:
+            async for piece in pieces:
+                if not piece:
+                    continue
+                count += len(piece)
+                data = b"%b%b\r\n" % (http1.chunk_head(len(piece)), piece) if chunked else piece
+                if not await self._put(data):
+                    return False
         if chunked:
             return await self._put(LAST_CHUNK)
         announced = next(int(value) for name, value in fields if _text(name).lower() == "content-length")
@@ -470,9 +472,13 @@ class Exchange:
             connection.link.loop.call(connection.discard)
 
 
-async def _each(body: Body) -> AsyncIterator[bytes]:
+async def _each(body: Body) -> AsyncGenerator[bytes, None]:
     if isinstance(body, bytes):
         yield body
+    elif isinstance(body, AsyncGenerator):
+        async with aclosing(body):
+            async for piece in body:
+                yield piece
     elif isinstance(body, AsyncIterable):
         async for piece in body:
             yield piece

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -180,7 +180,10 @@ def _network(library: Library, connection: Connection) -> AsyncNetworkStream:
 
 
 class Stream(AsyncByteStream):
-    """The body of a response as it comes; after 101 it has none, and the connection is that of *network*."""
+    """The body of a response as it comes; after 101 it has none, and the connection is that of *network*.
+
+    It is its own iterator, so that nothing is left behind by who stops in the middle.
+    """
 
     def __init__(
         self, exchange: aio.Exchange, call: Call, trace: Trace | None, network: AsyncNetworkStream | None
@@ -190,16 +193,27 @@ class Stream(AsyncByteStream):
         self._trace = trace
         self._network = network
         self._over = False
+        self._reading: _Told | None = None
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         if self._over:
             raise self._call.library.error("StreamClosed")()
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._over:
+            raise self._call.library.error("StreamClosed")()
+        if self._trace is not None and self._reading is None:
+            self._reading = await _Told(self._trace, "http11.receive_response_body", {}).__aenter__()
         try:
-            async with _Told(self._trace, "http11.receive_response_body", {}) if self._trace else _SILENT:
-                while self._network is None and (piece := await self._piece()):
-                    yield piece
-        finally:
-            await self.aclose()
+            piece = b"" if self._network is not None else await self._piece()
+        except BaseException as error:
+            await self._end(error)
+            raise
+        if not piece:
+            await self._end(None)
+            raise StopAsyncIteration
+        return piece
 
     async def aclose(self) -> None:
         if self._over:
@@ -211,10 +225,13 @@ class Stream(AsyncByteStream):
             else:
                 await self._exchange.release()
 
+    async def _end(self, error: BaseException | None) -> None:
+        if self._reading is not None:
+            await self._reading.__aexit__(type(error) if error else None, error, None)
+        await self.aclose()
+
     async def _piece(self) -> bytes:
         exchange, library = self._exchange, self._call.library
-        if self._over:
-            raise library.error("StreamClosed")()
         try:
             return await exchange.piece()
         except http1.Truncated as error:
@@ -234,14 +251,18 @@ class _BodyFailed(Exception):
 async def _counted(call: Call) -> AsyncIterator[bytes]:
     """Give the pieces of a request body as long as they are no more than was announced."""
     sent = 0
+    pieces = aiter(call.request.stream)
     try:
-        async for piece in call.request.stream:
+        async for piece in pieces:
             call.framed(piece, sent)
             sent += len(piece)
             yield piece
         call.framed_end(sent)
     except Exception as error:
         raise _BodyFailed(error) from error
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
 
 
 class _Told:
