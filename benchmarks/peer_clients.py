@@ -1,6 +1,7 @@
-"""The clients that peers.py compares, each used as its documentation shows. Each imports its library when it is made.
+"""The clients of threads that peers.py compares, each used as its documentation shows.
 
-A client asks one server. Those that cannot be shared by threads are made once for each thread.
+Each imports its library when it is made, and asks one server. Those that cannot be shared by threads are made once
+for each thread.
 
 Long, because there are eleven of them, and each is to be read beside the others.
 """
@@ -22,13 +23,15 @@ MIB = 1 << 20
 
 
 class Place(NamedTuple):
-    """Where the server is, and how it is to be asked: over TLS with this CA, by so many threads, each time anew."""
+    """Where the server is, and how it is to be asked: over TLS with this CA, by so many threads or tasks, over so many
+    connections at most, each time anew, or over HTTP/2."""
 
     host: str
     port: int
     ca: str | None = None
     threads: int = 1
     anew: bool = False
+    http2: bool = False
 
     @property
     def url(self) -> str:
@@ -43,7 +46,8 @@ class Client(ABC):
     """What a round does with a client. A body whose *length* is None is sent in chunks."""
 
     needs: ClassVar[tuple[str, ...]] = ()  # the libraries to import
-    reference: ClassVar[str] = "urllib3.PoolManager"  # what it is compared to
+    names: ClassVar[tuple[str, ...]] = ()  # what must be in them
+    reference: ClassVar[str] = ""  # what it is compared to, where that takes part; else the case says
     shared: ClassVar[bool] = True  # by threads
 
     @abstractmethod
@@ -309,7 +313,7 @@ class HttpxClient(Client):
     def __init__(self, place: Place) -> None:
         self._url = place.url
         verify = ssl.create_default_context(cafile=place.ca) if place.ca else True
-        self._client = self._make(headers=place.headers, verify=verify)
+        self._client = self._make(headers=place.headers, verify=verify, http2=place.http2)
 
     def get(self, path: str) -> bytes:
         content: bytes = self._client.get(self._url + path).content

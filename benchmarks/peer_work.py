@@ -12,56 +12,16 @@ import json
 import os
 import subprocess
 import sys
-import time
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import suppress
 from pathlib import Path
-from threading import Barrier, BrokenBarrierError
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, Self
 
-from peer_clients import CLIENTS, Client, Place
-
-WARM = 300  # requests before those that are measured, by all threads together
-BATCH = 10  # requests between two looks at the clock
-PIECE = 1 << 16  # bytes that an iterable yields
-
-
-class Task(NamedTuple):
-    """What to do with a client: *action* is get, stream, whole, file or chunks; the last four move a big body.
-
-    A big body is that of *big*, a file which the server has, too; *checksum* is its CRC-32.
-    """
-
-    client: str
-    place: Place
-    action: str
-    seconds: float
-    piece: int
-    small: str
-    big: str
-    checksum: int
-    core: int | None
-    limit: float
-
-
-class Round(NamedTuple):
-    """What a round came to: times in seconds; *memory* is what the first transfer added to the peak, in MB."""
-
-    requests: int
-    total: int  # with those that were not measured
-    cpu: float
-    wall: float
-    memory: float | None = None
-
-
-class Failed(Exception):
-    """A client came to no result."""
-
-
-class WrongBody(Exception):
-    """A client gave something else than the server sent."""
+import peer_tasks
+import peer_threads
+from peer_async_clients import AsyncClient
+from peer_cases import FAMILIES
+from peer_clients import Place
+from peer_task import Failed, Round, Task
 
 
 def main() -> None:
@@ -75,7 +35,7 @@ def main() -> None:
         faulthandler.dump_traceback_later(task.limit, exit=True)
         answer: dict[str, Any]
         try:
-            answer = (ask(task) if task.action == "get" else transfer(task, first=first))._asdict()
+            answer = work(task, first=first)._asdict()
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         tell(answer)
@@ -83,138 +43,17 @@ def main() -> None:
         first = False
 
 
+def work(task: Task, *, first: bool) -> Round:
+    kind = FAMILIES[task.family][task.client]
+    if issubclass(kind, AsyncClient):
+        return peer_tasks.ask(kind, task, first=first)
+    if task.action == "get":
+        return peer_threads.ask(kind, task)
+    return peer_threads.transfer(kind, task, first=first)
+
+
 def tell(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
-
-
-def ask(task: Task) -> Round:
-    """GET the small body for some seconds."""
-    kind, threads = CLIENTS[task.client], task.place.threads
-    with ExitStack() as stack:
-        made = [stack.enter_context(closing(kind(task.place))) for _ in range(1 if kind.shared else threads)]
-        for client in made:
-            check_small(client, task)
-        if threads == 1:
-            return alone(made[0], task.seconds)
-        return together(made * (threads // len(made)), task.seconds)
-
-
-def alone(client: Client, seconds: float) -> Round:
-    get = client.get
-    for _ in range(WARM):
-        get("/small")
-    cpu, began = time.process_time(), time.perf_counter()
-    done = repeat(get, began + seconds)
-    return Round(done, 1 + WARM + done, time.process_time() - cpu, time.perf_counter() - began)
-
-
-def together(clients: list[Client], seconds: float) -> Round:
-    """Have a thread for each of *clients*, which may be the same one."""
-    turn = Barrier(len(clients) + 1)
-    until = 0.0
-
-    def work(client: Client) -> int:
-        try:
-            for _ in range(WARM // len(clients)):
-                client.get("/small")
-            turn.wait()
-            turn.wait()  # meanwhile the clocks are read
-            return repeat(client.get, until)
-        except BrokenBarrierError:
-            return 0
-        except BaseException:
-            turn.abort()
-            raise
-
-    with ThreadPoolExecutor(len(clients)) as threads:
-        futures = [threads.submit(work, client) for client in clients]
-        cpu = began = 0.0
-        try:
-            turn.wait()
-            cpu, began = time.process_time(), time.perf_counter()
-            until = began + seconds
-            turn.wait()
-        except BrokenBarrierError:
-            pass  # the thread that broke it has an exception for us
-        done = sum(future.result() for future in futures)
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - began
-    warm = WARM // len(clients) * len(clients)
-    return Round(done, len(set(clients)) + warm + done, cpu, wall)
-
-
-def repeat(get: Callable[[str], object], until: float) -> int:
-    done = 0
-    while time.perf_counter() < until:
-        for _ in range(BATCH):
-            get("/small")
-        done += BATCH
-    return done
-
-
-def transfer(task: Task, *, first: bool) -> Round:
-    """Move the big body for some seconds, once at least; the *first* round sees before what memory it takes."""
-    with closing(CLIENTS[task.client](task.place)) as client:
-        check_small(client, task)
-        memory = None
-        if first:
-            before = reset_peak()
-            move(client, task, check=True)
-            memory = (memory_of("VmHWM") - before) / 1000
-        cpu, began, done = time.process_time(), time.perf_counter(), 0
-        while not done or time.perf_counter() < began + task.seconds:
-            move(client, task)
-            done += 1
-        return Round(done, 1 + first + done, time.process_time() - cpu, time.perf_counter() - began, memory)
-
-
-def move(client: Client, task: Task, *, check: bool = False) -> None:
-    """Move the big body; the CRC of what comes is looked at if *check*. What was sent, peers.py looks at."""
-    size = os.path.getsize(task.big)
-    if task.action in ("file", "chunks"):
-        with open(task.big, "rb") as file:
-            whole = task.action == "file"
-            status = client.put(f"/put/{task.client}", file if whole else pieces(file), size if whole else None)
-        if status not in (201, 204):  # created, or replaced
-            raise WrongBody(f"the server answered {status}")
-        return
-    length = checksum = 0
-
-    def take(data: bytes) -> None:
-        nonlocal length, checksum
-        length += len(data)
-        if check:
-            checksum = zlib.crc32(data, checksum)
-
-    if task.action == "stream":
-        client.stream("/big", task.piece, take)
-    else:
-        take(client.get("/big"))
-    if length != size or (check and checksum != task.checksum):
-        raise WrongBody(f"{length} bytes, CRC-32 {checksum:x}; sent were {size}, {task.checksum:x}")
-
-
-def pieces(file: IO[bytes]) -> Iterator[bytes]:
-    return iter(lambda: file.read(PIECE), b"")
-
-
-def check_small(client: Client, task: Task) -> None:
-    if (body := client.get("/small")) != task.small.encode():
-        raise WrongBody(repr(body))
-
-
-def reset_peak() -> float:
-    """Forget the peak of the memory so far; return the memory in use, in kB."""
-    # Not by getrusage: its ru_maxrss begins with that of the process that started this one, even after exec.
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to the current value
-    return memory_of("VmRSS")
-
-
-def memory_of(name: str) -> float:
-    """Return a field of /proc/self/status, in kB of 1,000 bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1.024
-    raise LookupError(name)
 
 
 class Worker:
@@ -239,6 +78,10 @@ class Worker:
         self._process.kill()
         with suppress(BrokenPipeError):
             self._process.communicate()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def await_start(self) -> None:
         """Return when it has started; before that it would disturb others. Raises Failed."""

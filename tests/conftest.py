@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import hypothesis  # noqa: F401 - its plugins look at who refers to what, before the freeze below
 import pytest
 from support.ledgers import disagreements
+
+for _name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # with requests they would go before a test's own certificates
+    os.environ.pop(_name, None)
 
 
 def pytest_collection_finish() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def test_peers() -> None:
 
     assert (run.returncode, run.stderr) == (0, "")
     told = json.loads(run.stdout)
-    assert {"machine", "versions", "skipped", "rounds", "seconds", "megabytes", "cases"} == set(told)
+    assert {"machine", "versions", "skipped", "rounds", "seconds", "megabytes", "launched", "cases"} == set(told)
     clients = told["cases"]["a"]["clients"]
     assert list(clients) == [
         "urllib3.PoolManager",
@@ -157,6 +158,34 @@ def test_peers_with_big_bodies() -> None:
 
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.count("\nurllib3.PoolManager ") == run.stdout.count("\nsocket ") == 4
+
+
+def test_peers_with_tasks() -> None:
+    """Clients of an event loop are measured side by side, those that there are; a crowd with the memory of each."""
+    need.program("nginx")
+    if not all(map(importlib.util.find_spec, ("aiohttp", "httpx2", "anyio"))):
+        need.missing("no aiohttp, httpx2 or anyio here")
+    few = ("--clients", "aiohttp,httpx2,fewports", "--rounds", "1", "--seconds", "0.01", "--launched", "200")
+    run = peers("--case", "d,h", *few, "--json")
+
+    assert run.returncode == 0, run.stderr + run.stdout
+    cases = json.loads(run.stdout)["cases"]
+    assert {"aiohttp.ClientSession", "httpx2.AsyncClient"} <= set(cases["d"]["clients"])
+    assert {client["ports"] for client in cases["d"]["clients"].values()} == {64}
+    assert {client["ports"] for client in cases["h"]["clients"].values()} == {100}
+    assert all(client["kb_each"] > 0 for client in cases["h"]["clients"].values())
+
+
+def test_peers_with_http2() -> None:
+    """Over HTTP/2 the threads of a client take one port."""
+    need.program("nginx")
+    run = peers("--case", "f-16,j-64k", "--clients", "fewports", "--rounds", "1", "--megabytes", "2", "--json")
+
+    assert run.returncode == 0, run.stderr + run.stdout
+    cases = json.loads(run.stdout)["cases"]
+    assert list(cases["f-16"]["clients"]) == ["fewports.PoolManager", "fewports.Session"]
+    assert {client["ports"] for client in cases["f-16"]["clients"].values()} == {1}
+    assert all(client["memory_mb"] >= 0 for client in cases["j-64k"]["clients"].values())
 
 
 def test_peers_names() -> None:

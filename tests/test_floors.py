@@ -18,6 +18,7 @@ FLOORS = {
     "budget": 2.0,
     "source": 2.0,
     "ledger": 3.0,
+    "sharing": 3.9,
     "http1": 4.0,
     "http2": 4.1,
     "gated": 4.0,

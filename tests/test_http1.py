@@ -783,6 +783,33 @@ def test_views() -> None:
     assert (piece.obj is buffer, bytes(piece), reader.reusable) == (True, b"hello", True)
 
 
+@pytest.mark.parametrize(
+    ("method", "data", "whole", "reusable"),
+    [
+        ("GET", OK + b"Content-Length: 2\r\n\r\nhi", b"hi", True),
+        ("GET", OK + b"Content-Length: 0\r\n\r\n", b"", True),
+        ("HEAD", OK + b"Content-Length: 2\r\n\r\n", b"", True),
+        ("GET", OK + b"Connection: close\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
+        ("GET", OK + b"Content-Length: 2\r\n\r\nhi and more", b"hi", False),
+        ("GET", OK + b"Content-Length: 3\r\n\r\nhi", None, False),
+        ("GET", CHUNKED + b"2\r\nhi\r\n0\r\n\r\n", None, False),
+        ("GET", OK + b"\r\nhi", None, False),
+    ],
+)
+def test_a_body_that_is_all_here_comes_in_one_piece(
+    method: str, data: bytes, whole: bytes | None, reusable: bool
+) -> None:
+    """whole() gives a body between its first and its last byte, and nothing of one that is not all there."""
+    reader = begun(method)
+    reader.receive(data)
+
+    assert reader.whole() == whole
+    assert (reader.done, reader.reusable, reader.got) == (whole is not None, reusable, len(whole or b""))
+    if whole is None:
+        assert reader.take() in (b"hi", b"")
+        assert reader.whole() is None
+
+
 # Ends.
 
 

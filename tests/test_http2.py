@@ -976,7 +976,6 @@ def greeted_with_stream(**options: int) -> Connection:
         (settings(window=2**31), Code.FLOW_CONTROL_ERROR),
         (settings(size=100), Code.PROTOCOL_ERROR),
         (window(0, 0), Code.PROTOCOL_ERROR),
-        (window(1, 0), Code.PROTOCOL_ERROR),
         (window(3, 1), Code.PROTOCOL_ERROR),
         (frame(WINDOW_UPDATE, 0, 0, b"1"), Code.FRAME_SIZE_ERROR),
         (rst(0, 0), Code.PROTOCOL_ERROR),

@@ -82,7 +82,7 @@ class Talk:
         upload = pick % 3 == 0
         seat = self.ours.reserve()
         if seat is None:
-            assert len(self.ours._live) >= self.ours._limit
+            assert len(self.ours._live) >= self.ours.limit
             return
         stream = seat.open([*(POST if upload else GET), ("n", str(pick % 5))], end=not upload)
         self.streams[stream.id], self.got[stream.id] = stream, b""

@@ -31,6 +31,8 @@ class Connection:
     """A connection as the pool knows it; *name* tells it from others."""
 
     numbers = itertools.count(1)
+    shared = spent = False
+    capacity = 1
 
     def __init__(self, books: Books | None = None, lease: Lease | None = None, expires: float = inf) -> None:
         self.books = books
@@ -48,6 +50,9 @@ class Connection:
 
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
+
+    def disown(self) -> None:
+        self.ended = CloseReason.DROPPED
 
     def __repr__(self) -> str:
         return f"<Connection {self.number}>"
@@ -130,6 +135,20 @@ def test_nothing_is_handed_out_twice() -> None:
     assert pool.take(0.0)[0] is PLACE
     assert pool.quiet() == []
     assert not pool.remove(connection)
+
+
+def test_take_now_takes_what_can_be_used_at_once() -> None:
+    """Of no idle connection, one that is too old, and one beyond the bound, take() tells what there is instead."""
+    pool = Kept(Limits(bound=2))
+
+    assert (pool.take_now(0.0), pool.used) == (None, 0)
+    old, young = Connection(expires=2.0), Connection()
+    keep(pool, young, old)
+    assert (pool.take_now(3.0), pool.used) == (None, 0)
+    assert [pool.take_now(1.0), pool.take_now(1.0), pool.used] == [old, young, 2]
+    pool.add_place()
+    pool.give_back(young, 1.0)
+    assert (pool.take_now(1.0), pool.used) == (None, 2)
 
 
 def test_an_idle_connection_is_marked_on_its_lease() -> None:

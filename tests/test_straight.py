@@ -611,6 +611,54 @@ def test_a_subclass_is_asked_each_time() -> None:
         assert (step.call_count, take.call_count) == (1, 1)
 
 
+def test_only_the_same_request_has_the_same_bytes() -> None:
+    """A request that differs in method, target, fields or body from the one before is sent as it is."""
+    asked: list[tuple[str, str, dict[str, str], bytes | None]] = [
+        (method, target, fields, body)
+        for method in ("GET", "DELETE")
+        for target in ("/", "/?more")
+        for fields in ({}, {"X": "1"}, {"X": "2"}, {"x": "2"})
+        for body in (None, b"", b"data")
+    ]
+    asked = [request for one in asked for request in (one, one)]  # each is sent twice
+    seen: list[bytes] = []
+
+    def handler(peer: Peer) -> None:
+        while data := peer.request():
+            seen.append(data)
+            peer.answer()
+
+    with talking(handler) as (pool, server):
+        for method, target, fields, body in asked:
+            pool.urlopen(method, target, body=body, headers=fields)
+
+        assert server.accepted == 1
+        for data, (method, target, fields, body) in zip(seen, asked, strict=True):
+            lines = data.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+            assert lines[0] == f"{method} {target} HTTP/1.1"
+            assert [line for line in lines if line[:2] in ("X:", "x:")] == [f"{n}: {v}" for n, v in fields.items()]
+            assert data.endswith(b"\r\n\r\n" + (body or b""))
+
+
+def test_a_pool_that_is_gone_is_not_asked_again(server: Any) -> None:
+    """A manager makes a new pool for the URL that it was asked for last, when the one that it had was taken from it."""
+    takes: tuple[Callable[[PoolManager], object], ...] = (
+        lambda http: http.pools.clear(),
+        lambda http: setattr(http, "pools", type(http.pools)(10)),
+        lambda http: http.clear(),
+    )
+    for take_away in takes:
+        with PoolManager(ledger=fewports.Ledger()) as http:
+            before = http.request("GET", server.url + "/")._pool
+            take_away(http)
+            after = http.request("GET", server.url + "/")
+
+            assert after.json() == BODY
+            assert len(http.pools) == 1
+            assert http.connection_from_url(server.url) is not before
+            before.close()
+
+
 def test_what_a_manager_was_told_in_between_counts(server: Any) -> None:
     """A manager whose arguments or headers are changed between two requests uses the new ones at once."""
     with PoolManager(ledger=fewports.Ledger()) as http:

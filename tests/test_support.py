@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 from support import need
+from support.http_server import HELLO
 from support.ns import in_namespace, run_in_namespace
+from support.programs import Nginx
 from support.sampler import KernelSampler, Space, client_rows, held
-from support.servers import HELLO, HttpProxy, HttpServer, Nginx, SocksProxy
+from support.servers import HttpProxy, HttpServer, SocksProxy
 
 # Below: what runs in namespaces, called by name.
 

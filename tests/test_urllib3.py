@@ -11,8 +11,8 @@ import pytest
 import urllib3
 from faces import BODY, Aside, Door, counts, fresh_server, states, until, waiting
 from support.ns import in_namespace
+from support.programs import Nginx
 from support.sampler import client_rows, held
-from support.servers import Nginx
 from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError, ReadTimeoutError
 
 import fewports

@@ -1,8 +1,11 @@
 """Which request gets which connection, who waits, and what must close. Pure: it touches no socket.
 
 State: the idle connections, the one used last at the right end; the retired ones, which are no longer
-handed out and wait for the peer to close them; the number in use; and the line. A connection that is
-in use is nowhere in here: its user has it. Methods return what must be closed, and the caller does it.
+handed out and wait for the peer to close them; the number in use; the seats on those that many use at
+once (sharing.py); and the line. A connection that one has for itself is nowhere in here. Methods return
+what must be closed, and the caller does it.
+
+Long, because each of them looks at the line.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import random
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Generic, NamedTuple, Protocol, TypeVar
 from weakref import WeakSet
 
 from .errors import FewportsError
 from .events import CloseReason, ConnectionRetired
 from .ledger.account import Account, Lease, Waiter
+from .sharing import Sharing
 
 IDLE_LIMIT = 55.0  # seconds; just below the 60 and 75 s after which common servers close
 AGE_LIMIT = 1800.0  # seconds; long enough to cost nothing, short enough to follow a changed DNS record
@@ -31,15 +36,29 @@ class PoolClosed(FewportsError):
 
 
 class Pooled(Protocol):
-    """What a pool knows of a connection."""
+    """What a pool knows of a connection.
+
+    It carries *capacity* requests at once if it is *shared*; once it is *spent* it takes no more.
+    """
 
     idle_since: float
     expires: float
 
     @property
+    def shared(self) -> bool: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+    @property
+    def spent(self) -> bool: ...
+
+    @property
     def lease(self) -> Lease | None: ...
 
     def give_way(self) -> None: ...
+
+    def disown(self) -> None: ...
 
 
 C = TypeVar("C", bound=Pooled)
@@ -68,16 +87,26 @@ class Place:
     """The right to use one connection more; given where there is a bound, and where there is none."""
 
 
+class Need(NamedTuple):
+    """What somebody in line needs: a *place*, or has one; to be told to *open* a connection, or does so already."""
+
+    place: bool
+    open: bool
+
+
 PLACE = Place()
+ALONE = Place()  # while it opens one, others wait for what comes of that: opened(), not_opened()
 pools: WeakSet[Pool] = WeakSet()  # type: ignore[type-arg]
 
 
 class Pool(Generic[C]):
-    """Keep connections of one origin."""
+    """Keep connections of one origin. *merges*: they may turn out to be shared ones."""
 
-    def __init__(self, limits: Limits, *, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, limits: Limits, *, merges: bool = False, chance: Callable[[], float] = random.random) -> None:
         self.limits = limits
+        self.may_share = merges
         self._chance = chance
+        self._sharing: Sharing[C] = Sharing(merges)
         self.forget()
         pools.add(self)
 
@@ -86,44 +115,68 @@ class Pool(Generic[C]):
         self._lock = threading.Lock()
         self._idle: deque[C] = deque()
         self._retired: deque[tuple[float, C]] = deque()
-        self._line: OrderedDict[Waiter, bool] = OrderedDict()  # whether each needs a place, too
+        self._line: OrderedDict[Waiter, Need] = OrderedDict()
+        shared = list(self._sharing.seats)
+        self._sharing = Sharing(self.may_share)
         self.used = 0
         self.closed = False  # refuses
         self.keeps = True
         self.abandoned = False  # whoever would close it is gone; the timer does
+        for connection in shared:
+            connection.disown()
 
     def expiry(self, now: float) -> float:
         """Return when a connection opened *now* has reached its maximum age."""
         return now + self.limits.age * (1 - AGE_JITTER * self._chance())
 
     def take(self, now: float) -> tuple[C | Place | None, Sequence[Ending[C]]]:
-        """Return an idle connection, or the place for a new one, or None: then join the line.
+        """Return a connection, or the place for a new one, or None: then join the line.
 
-        Raises PoolClosed.
+        It is one that was idle, or a shared one with a seat on it. Raises PoolClosed.
         """
         with self._lock:
-            if self._idle and self._idle[-1].expires > now and self.limits.bound is None:
+            return self._take(Need(True, True), now)
+
+    def take_now(self, now: float) -> C | None:
+        """Return the connection that was used last, or one with a seat; None if there is none: see take()."""
+        with self._lock:
+            idle, bound = self._idle, self.limits.bound
+            if bound is not None and self.used >= bound:
+                return None
+            if self._sharing.seats and (found := self._sharing.seat(now)):
                 self.used += 1
-                connection = self._idle.pop()
-                if lease := connection.lease:
-                    lease.idle = False
-                return connection, ()
-            return self._take(True, now)
+                return found
+            if not idle or idle[-1].expires <= now or idle[-1].capacity <= 0 or self.closed:
+                return None
+            self.used += 1
+            connection = idle.pop()
+            if connection.shared:
+                self._sharing.board(connection)
+            if lease := connection.lease:
+                lease.idle = False
+            return connection
 
-    def join(self, waiter: Waiter, now: float, *, place: bool) -> list[Ending[C]]:
-        """Have *waiter* served with an idle connection or, where it needs one, with a place.
-
-        Raises PoolClosed.
-        """
+    def retake(self, now: float) -> tuple[C | Place | None, Sequence[Ending[C]]]:
+        """Do as take() for who has a place already: adopted() after a connection."""
         with self._lock:
-            found, endings = self._take(place, now)
+            return self._take(Need(False, True), now)
+
+    def join(self, waiter: Waiter, now: float, *, place: bool, opens: bool | None = None) -> list[Ending[C]]:
+        """Have *waiter* served with a connection or, where it needs one, with a place.
+
+        Where it is told to open a connection (*opens*; by default if it needs a place), it gets PLACE or ALONE for
+        that. Raises PoolClosed.
+        """
+        need = Need(place, place if opens is None else opens)
+        with self._lock:
+            found, endings = self._take(need, now)
             if found is None:
                 behind = self._line and next(reversed(self._line)).ticket > waiter.ticket
-                self._line[waiter] = place
+                self._line[waiter] = need
                 if behind:  # it comes again, and has waited for longer
                     self._line = OrderedDict(sorted(self._line.items()))
             elif not waiter.deliver(found):
-                self._undo(found)
+                self._undo(found, need)
         return endings
 
     def leave(self, waiter: Waiter) -> None:
@@ -134,8 +187,10 @@ class Pool(Generic[C]):
     def give_back(self, connection: C, now: float) -> Sequence[Ending[C]]:
         """Hand *connection*, clean at a request boundary, to who is next, or keep it idle."""
         lease = connection.lease
+        if connection.shared and not self._give_back_seat(connection, now):
+            return ()
         with self._lock:
-            plain = self.keeps and not self._line and connection.expires > now
+            plain = self.keeps and not self._line and connection.expires > now and not connection.spent
             if plain:
                 self.used -= 1
                 connection.idle_since = now
@@ -151,6 +206,18 @@ class Pool(Generic[C]):
                 endings = (*endings, *self.restore(connection, now))
         return endings
 
+    def _give_back_seat(self, connection: C, now: float) -> bool:
+        """Give back one of several seats; say whether it was the last, and the place is still to be given back."""
+        woken: list[Waiter] = []
+        with self._lock:
+            last = self._sharing.leave(connection)
+            if not last:
+                self.used = max(0, self.used - 1)
+                self._serve(woken, now)
+        for waiter in woken:
+            waiter.wake()
+        return last
+
     def _give_back(self, connection: C, lease: Lease | None, now: float) -> Sequence[Ending[C]]:
         """Give back where somebody waits, or the connection is not to be kept."""
         rival = lease.ledger.first_in_line(lease) if lease and lease.wanted else None
@@ -163,6 +230,8 @@ class Pool(Generic[C]):
                 endings.append((connection, CloseReason.POOL_CLOSED))
             elif connection.expires <= now:
                 endings.append((connection, CloseReason.AGE))
+            elif connection.spent:
+                endings.append((connection, CloseReason.PEER_CLOSED))
             elif rival and rival.holder is not self and ((first := self._first()) is None or rival < first):
                 endings.append((connection, CloseReason.GAVE_WAY))
             elif self._hand_over(connection, woken):
@@ -173,7 +242,7 @@ class Pool(Generic[C]):
                 if lease:
                     lease.idle = True
                 self._idle.append(connection)
-            self._serve_places(woken)
+            self._serve(woken, now)
         for waiter in woken:
             waiter.wake()
         gives_way = bool(endings) and endings[0][1] is CloseReason.GAVE_WAY
@@ -191,9 +260,51 @@ class Pool(Generic[C]):
         woken: list[Waiter] = []
         with self._lock:
             self.used = max(0, self.used - 1)  # after a KeyboardInterrupt two may see to the same place
-            self._serve_places(woken)
+            self._serve(woken)
         for waiter in woken:
             waiter.wake()
+
+    def opened(self, connection: C | None, now: float) -> None:
+        """Tell who waits what came of ALONE: a shared *connection*, with a seat for who opened it, or a plain one."""
+        woken: list[Waiter] = []
+        with self._lock:
+            self._sharing.opened(connection)
+            self._serve(woken, now, anyway=True)
+        for waiter in woken:
+            waiter.wake()
+
+    def introduce(self, connection: C, now: float) -> None:
+        """Let others share *connection*, on which somebody has the first seat, who was not told to open one."""
+        woken: list[Waiter] = []
+        with self._lock:
+            self._sharing.introduce(connection)
+            self._serve(woken, now)
+        for waiter in woken:
+            waiter.wake()
+
+    def not_opened(self, *, failed: bool) -> None:
+        """Let the next try to open a connection: nothing came of ALONE."""
+        woken: list[Waiter] = []
+        with self._lock:
+            self._sharing.not_opened(failed=failed)
+            self._serve(woken)
+        for waiter in woken:
+            waiter.wake()
+
+    def widened(self, now: float) -> None:
+        """Serve the line: a shared connection carries more than before, or takes no more at all."""
+        if not self._line:
+            return
+        woken: list[Waiter] = []
+        with self._lock:
+            self._serve(woken, now)
+        for waiter in woken:
+            waiter.wake()
+
+    def leave_seat(self, connection: C, now: float) -> Sequence[Ending[C]]:
+        """Give back a seat on a shared connection, but not the place."""
+        self.add_place()
+        return self.give_back(connection, now)
 
     def adopted(self) -> None:
         """Note that a connection given to a waiter lives on in the place that the waiter had."""
@@ -226,10 +337,22 @@ class Pool(Generic[C]):
         with self._lock:
             return [*self._idle, *(connection for _, connection in self._retired)]
 
+    @property
+    def merges(self) -> bool:
+        """Say whether what is being opened may carry all who wait."""
+        return self._sharing.merges
+
+    def riding(self) -> list[C]:
+        """Return the shared connections that are in use."""
+        with self._lock:
+            return list(self._sharing.seats)
+
     def due(self) -> float | None:
-        """Return when expire() should next be called; None while nothing is idle."""
+        """Return when expire() should next be called; None while nothing is idle, or shared."""
         with self._lock:
             times = [deadline for deadline, _ in self._retired]
+            if self._sharing.seats:
+                times.append(inf)
             surplus = len(self._idle) - self.limits.kept
             for position, connection in enumerate(self._idle):
                 times.append(min(connection.expires, connection.idle_since + self._patience(position < surplus)))
@@ -276,7 +399,7 @@ class Pool(Generic[C]):
         return endings
 
     def __len__(self) -> int:
-        return len(self._idle)
+        return len(self._idle) + len(self._sharing.seats)
 
     def __bool__(self) -> bool:
         return True  # an empty pool is a pool all the same
@@ -287,26 +410,49 @@ class Pool(Generic[C]):
 
     # Below: the lock is held, except in _rival.
 
-    def _take(self, place: bool, now: float) -> tuple[C | Place | None, list[Ending[C]]]:
+    def _take(self, need: Need, now: float) -> tuple[C | Place | None, list[Ending[C]]]:
         if self.closed:
             raise PoolClosed("the pool is closed: make a new one")
         endings: list[Ending[C]] = []
-        if place and self.limits.bound is not None and self.used >= self.limits.bound:
+        if need.place and self.limits.bound is not None and self.used >= self.limits.bound:
             return None, endings
-        while self._idle:
+        found = self._sharing.seat(now) if self._sharing.seats else None
+        if found is None and self._idle:
+            found = self._find_idle(now, endings)
+        if found is not None:
+            self.used += 1
+            return found, endings
+        return self._take_place(need), endings
+
+    def _find_idle(self, now: float, endings: list[Ending[C]]) -> C | None:
+        full: list[C] = []
+        found = None
+        while self._idle and found is None:
             connection = self._idle.pop()
             lease = connection.lease
+            if connection.shared and connection.capacity <= 0 and not connection.spent:
+                full.append(connection)
+                continue
             if lease:
                 lease.idle = False
             if connection.expires <= now:
                 endings.append((connection, CloseReason.AGE))
-                continue
+            elif connection.spent:
+                endings.append((connection, CloseReason.PEER_CLOSED))
+            else:
+                found = connection
+                self._sharing.board(connection)
+        self._idle.extend(reversed(full))
+        return found
+
+    def _take_place(self, need: Need) -> Place | None:
+        if not need.open:
+            return None
+        if self._sharing.merges and not self._sharing.open_one():
+            return None
+        if need.place:
             self.used += 1
-            return connection, endings
-        if not place:
-            return None, endings
-        self.used += 1
-        return PLACE, endings
+        return ALONE if self._sharing.merges else PLACE
 
     def _empty(self) -> list[Ending[C]]:
         endings = [(connection, CloseReason.POOL_CLOSED) for connection in self._idle]
@@ -315,9 +461,12 @@ class Pool(Generic[C]):
         self._retired.clear()
         return endings
 
-    def _undo(self, found: C | Place) -> None:
-        self.used -= 1
-        if not isinstance(found, Place):
+    def _undo(self, found: C | Place, need: Need) -> None:
+        if need.place or not isinstance(found, Place):
+            self.used -= 1
+        if found is ALONE:
+            self._sharing.not_opened(failed=False)
+        elif not isinstance(found, Place) and (not found.shared or self._sharing.leave(found)):
             if found.lease:
                 found.lease.idle = True
             self._idle.append(found)
@@ -332,23 +481,43 @@ class Pool(Generic[C]):
 
     def _hand_over(self, connection: C, woken: list[Waiter]) -> bool:
         """Give *connection* to the first in line."""
+        if connection.capacity <= 0:
+            return False
         while waiter := self._first():
             del self._line[waiter]
             if waiter.deliver(connection):
                 self.used += 1
+                self._sharing.board(connection)
                 woken.append(waiter)
                 return True
         return False
 
-    def _serve_places(self, woken: list[Waiter]) -> None:
+    def _serve(self, woken: list[Waiter], now: float = 0.0, *, anyway: bool = False) -> None:
+        """Give who is in line the seats, the places and the leave to open that there are."""
+        sharing = self._sharing
+        if self.limits.bound is not None or sharing.merges or sharing.seats or anyway:
+            while self._line and self._serve_one(woken, now):
+                pass
+
+    def _serve_one(self, woken: list[Waiter], now: float) -> bool:
         bound = self.limits.bound
-        if bound is None or not self._line:
-            return
-        while self.used < bound and (waiter := next((w for w, place in self._line.items() if place), None)):
-            del self._line[waiter]
-            if waiter.deliver(PLACE):
+        for waiter, need in self._line.items():
+            if need.place and bound is not None and self.used >= bound:
+                continue
+            found: C | Place | None = self._sharing.seat(now)
+            if found is not None:
                 self.used += 1
+            elif (found := self._take_place(need)) is None:
+                if need.open:
+                    return False  # there is nothing for the others either
+                continue
+            del self._line[waiter]
+            if waiter.deliver(found):
                 woken.append(waiter)
+            else:
+                self._undo(found, need)
+            return True
+        return False
 
     def _remove(self, connection: C) -> bool:
         removed = False

@@ -83,7 +83,8 @@ class Adapter(HTTPAdapter):
 
     *budget* bounds the ports that this adapter holds per destination, within the budget of *ledger* (by
     default the process's own); *sources* are the addresses to connect from; a connection is kept for
-    *idle_limit* seconds without use and for *max_age* seconds in all. Raises InvalidOption.
+    *idle_limit* seconds without use and for *max_age* seconds in all. *http2* is as for PoolManager. Raises
+    InvalidOption.
     """
 
     __attrs__: list[str] = [*HTTPAdapter.__attrs__, "_options"]  # noqa: RUF012 - as requests declares it
@@ -100,8 +101,9 @@ class Adapter(HTTPAdapter):
         ledger: Ledger | None = None,
         idle_limit: float = IDLE_LIMIT,
         max_age: float = AGE_LIMIT,
+        http2: bool | str = "auto",
     ) -> None:
-        self._set_gate((budget, sources, ledger, idle_limit, max_age))
+        self._set_gate((budget, sources, ledger, idle_limit, max_age, http2))
         super().__init__(pool_connections, pool_maxsize, max_retries, pool_block)
 
     def __getstate__(self) -> dict[str, Any]:

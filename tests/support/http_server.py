@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from support.listeners import listen
 
 SMALL = {"message": "hello", "items": [1, 2, 3]}
+HELLO = b'{"message": "%s"}' % (b"x" * 185)  # 200 bytes
 CHUNK = 1000
 
 

@@ -1,4 +1,4 @@
-"""Real servers for tests: context managers in the test process, the servers in processes of their own.
+"""Servers of ours for tests: context managers in the test process, the servers in processes of their own.
 
 All of them end with the test process, and their ports lie outside of the ephemeral range. "https" certificates are
 signed by one CA of the test process; *ca_path* is its file.
@@ -6,26 +6,17 @@ signed by one CA of the test process; *ca_path* is its file.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import trustme
 
-from support import need
 from support.child import Child
-from support.listeners import free_port
-from support.sampler import Kernel
 
 NAMES = ("localhost", "localhost.", "service.test", "*.service.test")
-HELLO = b'{"message": "%s"}' % (b"x" * 185)  # 200 bytes
 
 
 class Authority(NamedTuple):
@@ -165,6 +156,40 @@ class HttpServer(Served):
             self.scheme, self.ca_path = "https", keys.ca_path
 
 
+class H2Server(Served):
+    """The HTTP/2 server of h2_server.py; its paths are listed there and in http_server.py.
+
+    It allows *streams* at once on each connection, with windows of *window* bytes for each, and announces the end of
+    a connection that has *requests*.
+    stats(): accepted, open, requests, running and most_running (being answered, at once), most_streams (on one
+    connection), processed (by x-id, how often), resets and goodbyes (codes that clients sent), clients (ports of
+    connections, in order), flaws (what h2 did not like).
+    """
+
+    def __init__(
+        self,
+        *addresses: str,
+        tls: bool = False,
+        streams: int = 128,
+        window: int = 1 << 20,
+        requests: int | None = None,
+    ) -> None:
+        addresses = addresses or ("127.0.0.1",)
+        keys = authority(*addresses) if tls else None
+        super().__init__(
+            "h2_server:Server",
+            {
+                "addresses": addresses,
+                "tls": keys and (keys.chain, keys.key),
+                "streams": streams,
+                "window": window,
+                "requests": requests,
+            },
+        )
+        if keys:
+            self.scheme, self.ca_path = "https", keys.ca_path
+
+
 class SocksProxy(Served):
     """A SOCKS5 proxy; with *credentials* (user, password) it takes nobody else.
 
@@ -191,70 +216,3 @@ class HttpProxy(Served):
         super().__init__("proxies:Http", {"address": address, "tls": pair, "credentials": credentials})
         if keys:
             self.scheme, self.ca_path = "https", keys.ca_path
-
-
-class Nginx(Listening):
-    """The real nginx, one process, replying HELLO (200 bytes of JSON) to every path; HTTPS with *tls*.
-
-    The test ends as need.missing() says where nginx is not installed. *keepalive_timeout* is in seconds.
-    """
-
-    def __init__(self, *addresses: str, tls: bool = False, keepalive_timeout: int = 3600) -> None:
-        self._addresses = addresses or ("127.0.0.1",)
-        self._keepalive = keepalive_timeout
-        self._keys = authority(*self._addresses) if tls else None
-        if self._keys:
-            self.scheme, self.ca_path = "https", self._keys.ca_path
-
-    def __enter__(self) -> Self:
-        nginx = need.program("nginx")
-        port = free_port(list(self._addresses))
-        self.addresses = [(address, port) for address in self._addresses]
-        with contextlib.ExitStack() as stack:
-            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="fewports-nginx-"))
-            Path(place, "nginx.conf").write_text(self._config(place))
-            arguments = [nginx, "-p", place, "-c", f"{place}/nginx.conf", "-e", "stderr"]
-            # The kernel kills it when we die (PR_SET_PDEATHSIG = 1); the setting survives exec.
-            start = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
-            process = subprocess.Popen([sys.executable, "-c", start, *arguments], stdin=subprocess.DEVNULL)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            self._wait(process, port)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def _wait(self, process: subprocess.Popen[bytes], port: int) -> None:
-        """Wait until it listens, which the kernel says: a connection to try would leave a TIME_WAIT."""
-        deadline = time.monotonic() + 10
-        with contextlib.closing(Kernel()) as kernel:
-            while len(kernel.listening(port)) < len(self._addresses):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"nginx does not start (exit code {process.poll()}); see the captured stderr")
-                time.sleep(0.01)
-
-    def _config(self, place: str) -> str:
-        listen = [url.partition("//")[2] for url in self.urls]
-        tls = f"ssl_certificate {self._keys.chain}; ssl_certificate_key {self._keys.key};" if self._keys else ""
-        suffix = " ssl" if self._keys else ""
-        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        return "\n".join(
-            [
-                "daemon off; master_process off; error_log stderr; pid nginx.pid;",
-                "user root;" if os.geteuid() == 0 else "",
-                "events { worker_connections 16384; }",
-                "worker_rlimit_nofile 20000;" if os.geteuid() == 0 else "",
-                "http {",
-                *(f"{kind}_temp_path {place}/{kind};" for kind in kinds),
-                f"access_log off; keepalive_timeout {self._keepalive}; keepalive_requests 100000000;",
-                "server {",
-                *(f"listen {where}{suffix} backlog=8192;" for where in listen),
-                tls,
-                "location / { default_type application/json; return 200 '" + HELLO.decode() + "'; }",
-                "}}",
-            ]
-        )

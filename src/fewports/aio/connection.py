@@ -90,6 +90,8 @@ class Connection:
         *("aged", "busy", "expires", "home", "idle_since", "lease", "link", "reader", "used"),
     )
     link: Link
+    shared = spent = False  # it is of one exchange at a time
+    capacity = 1
 
     def __init__(self, home: Pool[Connection], presets: Presets, lease: Lease | None) -> None:
         self.home = home
@@ -122,6 +124,12 @@ class Connection:
 
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
+
+    def disown(self) -> None:
+        """Do nothing in a forked child: the socket is gone."""
+
+    def tidy(self) -> None:
+        """Do nothing: it is of one exchange, which reads what comes."""
 
     def fileno(self) -> int:
         return -1 if self.link.closed else self.link.sock.fileno()

@@ -136,30 +136,49 @@ class Reader:
     ``length``: of the whole body, None if it is ``chunked`` or lasts until close; ``got``: so much of it came.
     ``expects``: so many bytes of body come next with no framing in between (UNBOUNDED until close).
     ``encoded``: there is a Content-Encoding. ``excess``: so many bytes came after the end.
-    ``idle_limit``: the N of ``Keep-Alive: timeout=N``, in seconds. ``beyond``: what came after a head that ends HTTP
-    on this connection, with 101 or after CONNECT.
+    ``idle_limit``: the N of ``Keep-Alive: timeout=N``, in seconds.
+    ``persists``: nothing so far says that the connection ends with this response (section 9.3).
+    ``reusable``: another request may be sent, as both messages ended, too.
+    ``beyond``: what came after a head that ends HTTP on this connection, with 101 or after CONNECT.
 
     Methods raise RemoteProtocolError if the peer breaks a rule, LocalProtocolError if the caller does.
     """
 
     def __init__(self) -> None:
-        self._state = _IDLE
         self._error: RemoteProtocolError | None = None
-        self._reuse = True
-        self._sending = False
+        self.persists = self.reusable = True
         self._data: bytes | memoryview = b""  # the window: what came last,
         self._at = self._end = 0  # and what of it was not used yet
         self._known: Known | None = None
         self._kept = bytearray()  # of a line or section that is not complete
         self._searched = self._line = 0  # in _kept: the search for LF goes on here; this line began there
-        self.done = True
         self.excess = 0
-        self._reset("")
+        self.begin("")
+        self._finish()  # nothing is due yet
 
-    def _reset(self, method: str) -> None:
+    def __repr__(self) -> str:
+        return f"<Reader {self._state}, {self.got} bytes of body{'' if self.persists else ', not to be used again'}>"
+
+    @property
+    def ready(self) -> int:
+        """How many bytes of body the next take() can give."""
+        return min(self._end - self._at, self.expects)
+
+    def begin(self, method: str, *, sending: bool = False, upgrade: bool = False) -> None:
+        """Expect the response to a request with *method* (its case matters: RFC 9110, section 9.1).
+
+        *sending* means that the body is not out yet: only after sent() can the connection be reused. *upgrade* means
+        that it asks for another protocol.
+        """
+        if not self.reusable:
+            raise LocalProtocolError(f"no request may be sent now: {self!r}, {self.excess} bytes in excess")
+        self._state = _HEAD
+        self._sending = sending
+        self.done = self.reusable = False
         self._bodyless = method == "HEAD"
         self._connect = method == "CONNECT"
-        self._upgrade = self._tunnel = False
+        self._upgrade = upgrade
+        self._tunnel = False
         self.beyond = b""
         self._extensions = 0
         self._trailer = b""
@@ -170,41 +189,10 @@ class Reader:
         self.encoded = False
         self.idle_limit: int | None = None
 
-    def __repr__(self) -> str:
-        return f"<Reader {self._state}, {self.got} bytes of body{'' if self._reuse else ', not to be used again'}>"
-
-    @property
-    def ready(self) -> int:
-        """How many bytes of body the next take() can give."""
-        return min(self._end - self._at, self.expects)
-
-    @property
-    def persists(self) -> bool:
-        """Whether nothing so far says that the connection ends with this response (section 9.3)."""
-        return self._reuse
-
-    @property
-    def reusable(self) -> bool:
-        """Whether another request may be sent: both messages ended, and nothing says otherwise (section 9.3)."""
-        return self.done and self._reuse and not self._sending
-
-    def begin(self, method: str, *, sending: bool = False, upgrade: bool = False) -> None:
-        """Expect the response to a request with *method* (its case matters: RFC 9110, section 9.1).
-
-        *sending* means that the body is not out yet: only after sent() can the connection be reused. *upgrade* means
-        that it asks for another protocol.
-        """
-        if not (self.done and self._reuse and not self._sending):
-            raise LocalProtocolError(f"no request may be sent now: {self!r}, {self.excess} bytes in excess")
-        self._reset(method)
-        self._upgrade = upgrade
-        self._state = _HEAD
-        self._sending = sending
-        self.done = False
-
     def sent(self) -> None:
         """Learn that the last byte of the request is out."""
         self._sending = False
+        self.reusable = self.done and self.persists
 
     def receive(self, data: bytes | memoryview) -> None:
         """Take in what the peer sent; empty means that it closed, as for recv(). *data* stays in use until taken."""
@@ -216,7 +204,10 @@ class Reader:
         if self._at < self._end:
             raise LocalProtocolError("there are body bytes left to take()")
         self._data, self._at, self._end = data, 0, len(data)
-        self._advance()
+        if self._state is _HEAD:  # most often that is all there is to do: a body, if any, comes next
+            self._read_head()
+        if self._at < self._end and not self.expects:
+            self._advance()
 
     def take(self, limit: int = UNBOUNDED) -> bytes | memoryview:
         """Return a slice of what was received: the next bytes of body, of one chunk and *limit* at most, or none."""
@@ -235,6 +226,19 @@ class Reader:
         self._pass(count)
         return piece
 
+    def whole(self) -> bytes | memoryview | None:
+        """Return the body at once, if it is here from its first byte to its last; else None, and take() gives it."""
+        length, at, end = self.length, self._at, self._end
+        if length is None or self.got or length > end - at:
+            return None
+        if not length or length != end - at:
+            return self.take()  # there is none of it, or something behind it
+        self._at = end
+        self.got = length
+        piece = self._data[at:]
+        self._finish()
+        return piece
+
     def took(self, count: int) -> None:
         """Learn that *count* bytes of body were read past this object."""
         if self._error is not None:
@@ -247,7 +251,7 @@ class Reader:
         """Learn that the peer closed; raise Truncated if that is too early."""
         if self._error is not None:
             raise self._error.with_traceback(None)
-        self._reuse = False
+        self.persists = self.reusable = False
         state = self._state
         if self._at < self._end and self.expects:
             raise LocalProtocolError("there are body bytes left to take()")
@@ -290,7 +294,7 @@ class Reader:
                 self.excess += self._end - self._at
                 self._at = self._end
                 self._data = b""
-                self._reuse = False
+                self.persists = self.reusable = False
 
     def _pass(self, count: int) -> None:
         """Count body bytes that were handed out, and go on after the last one of a part."""
@@ -314,22 +318,21 @@ class Reader:
         self._state = _IDLE
         self.expects = 0
         self.done = True
+        self.reusable = self.persists and not self._sending
         if self._at == self._end:
             self._data = b""  # an idle connection keeps no buffer alive
 
     def _read_head(self) -> None:
         self.started = True
         known = self._known
-        if (
-            known is not None
-            and not self._kept
-            and self._data[self._at : self._at + len(known.head.raw)] == known.head.raw
-        ):
-            # The same bytes as last time, the date included: they mean the same.
-            self._at += len(known.head.raw)
-            self.head, length, keep, self.encoded, self.idle_limit = known
-            self._frame(known.head, length, keep)
-            return
+        if known is not None and not self._kept:
+            head, length, keep, encoded, idle_limit = known
+            end = self._at + len(head.raw)
+            if self._data[self._at : end] == head.raw:
+                # The same bytes as last time, the date included: they mean the same.
+                self._at, self.head, self.encoded, self.idle_limit = end, head, encoded, idle_limit
+                self._frame(head, length, keep)
+                return
         found = None if self._kept else _match_head(self._data, self._at)
         if found is not None and found.end() - self._at <= MAX_LINE:  # so no line of it is longer
             self._at = found.end()
@@ -414,7 +417,7 @@ class Reader:
             if not length:
                 self._finish()
         if not keep:
-            self._reuse = False
+            self.persists = self.reusable = False
 
     def _gather_size(self, ahead: int) -> int:
         """Read a chunk-size line that comes in parts or has extensions, which mean nothing to us (section 7.1.1).
@@ -499,7 +502,7 @@ class Reader:
     def _fail(self, error: RemoteProtocolError) -> RemoteProtocolError:
         self._error = error
         self._state = _FAILED
-        self._reuse = False
+        self.persists = self.reusable = False
         self.expects = 0
         self._at = self._end
         self._data = b""

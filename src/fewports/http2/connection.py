@@ -82,12 +82,15 @@ MAX_CONTINUATIONS = 64  # frames of one header block: h2's own limit
 MAX_LEFT = 2 * MAX_STREAMS  # streams that we reset and remember
 
 _WHERE = "the connection"
+_STRANGE = "something other than the SETTINGS of HTTP/2 at the start"
 
 
 class Connection:
     """What goes in and out on one connection. receive() and pending() move bytes; reserve() leads to streams.
 
     ``error``: why it failed. ``closing``: no new stream can be opened. ``unanswered``: so many PINGs of ours.
+    ``greeted``: the peer's SETTINGS came; ``told_last``: it went away and said which streams it has
+    looked at. ``limit``: so many streams may be open at once.
     """
 
     def __init__(
@@ -98,12 +101,10 @@ class Connection:
             raise InvalidOption(
                 f"windows are of 65535 (of a stream: 1) to {LAST_ID} bytes, and max_streams is positive"
             )
-        self._reading, self._writing = Reading(), Writing()
+        self._reading, self._writing, self._coder = Reading(), Writing(), FieldCoder()
         self._h2 = engine(self._reading, self._writing, stream_window)
-        self._coder = FieldCoder()
         self._requests: dict[tuple[Field, ...], tuple[Request, bytes]] = {}
-        self._max_streams = max_streams
-        self._limit = min(ASSUMED_STREAMS, max_streams)
+        self._max_streams, self.limit = max_streams, min(ASSUMED_STREAMS, max_streams)
         self._step = window // 2
         self.stream_window = stream_window
         self.stream_step = max(stream_window // 2, 1)  # so much is taken before the peer is told
@@ -115,7 +116,7 @@ class Connection:
         self._need = 9  # bytes of it, as far as is known
         self._block = 0  # the stream whose header block goes on
         self._block_size = self._block_frames = 0
-        self._greeted = False  # the peer's SETTINGS came
+        self.greeted = self.told_last = False
         self._received = 0  # bytes of DATA that the peer may send again, and is not told yet
         self._window = window  # bytes of DATA that the peer may send
         self._control = bytearray(self._h2.data_to_send())  # to be sent before what h2 has
@@ -135,7 +136,7 @@ class Connection:
         if self.closing:
             return 0
         ids = (LAST_ID - self._next_id) // 2 + 1
-        return max(0, min(self._limit - len(self._live), ids) - self._reserved)
+        return max(0, min(self.limit - len(self._live), ids) - self._reserved)
 
     @property
     def active(self) -> int:
@@ -173,7 +174,7 @@ class Connection:
             high, low, kind, flags, stream = frame_head.unpack_from(data, at)
             size = high << 8 | low
             if size > MAX_FRAME:
-                raise self._failed(Code.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+                raise self._failed(Code.FRAME_SIZE_ERROR, f"a frame of {size} bytes" if self.greeted else _STRANGE)
             if end - at < 9 + size:
                 self._need = 9 + size
                 break
@@ -234,8 +235,8 @@ class Connection:
         self._give_back(seat)
         if self.closing:
             raise Unprocessed("the connection takes no new streams") from self.error
-        if len(self._live) >= self._limit:
-            raise Unprocessed(f"the peer takes {self._limit} streams at once now, and has them")
+        if len(self._live) >= self.limit:
+            raise Unprocessed(f"the peer takes {self.limit} streams at once now, and has them")
         number = self._next_id
         self._next_id += 2
         self._writing.block = self._coder.RESIZE + block if number == 1 else block
@@ -265,8 +266,7 @@ class Connection:
 
     def _send(self, stream: Stream, data: Bytes, end: bool) -> int:
         size = len(data)
-        room = min(self._h2.local_flow_control_window(stream.id), MAX_QUEUED - self._queued)
-        count = max(0, min(size, room))
+        count = min(size, self._room(stream))
         largest = self._h2.max_outbound_frame_size
         view = memoryview(data)
         for at in range(0, count, largest):
@@ -325,10 +325,10 @@ class Connection:
     def _take_frame(self, kind: int, flags: int, number: int, frame: Bytes) -> None:
         """Do what is for us, and give h2 the others (section 4.1)."""
         size = len(frame) - 9
-        if not self._greeted:
+        if not self.greeted:
             if kind != SETTINGS or flags & ACK:
-                raise self._failed(Code.PROTOCOL_ERROR, "something other than SETTINGS at the start")  # section 3.4
-            self._greeted = True
+                raise self._failed(Code.PROTOCOL_ERROR, _STRANGE)  # section 3.4
+            self.greeted = True
         if self._block and (kind != CONTINUATION or number != self._block):
             raise self._failed(Code.PROTOCOL_ERROR, "a frame inside a header block")  # section 6.10
         if kind == DATA:
@@ -350,6 +350,9 @@ class Connection:
                     if size != 4:
                         raise self._failed(Code.FRAME_SIZE_ERROR, f"a frame of type {kind} with {size} bytes")
                     return  # it crossed our reset or the end (section 5.1)
+                if kind == WINDOW_UPDATE and frame[9:] == bytes(4):
+                    self._refuse(self._live[number], "a window that opens by 0")  # section 6.9
+                    return
             self._pass_on(frame)
         elif kind == PING:
             self._take_ping(flags, number, frame)
@@ -477,7 +480,7 @@ class Connection:
         last, code = two_numbers.unpack_from(frame, 9)
         last &= LAST_ID
         self._count_idle()
-        self.closing = True
+        self.closing = self.told_last = True
         for stream in [stream for stream in self._live.values() if stream.id > last]:
             stream._fail(Unprocessed(f"the peer goes away ({code_name(code)}) and did not look at it"), True)
             self._forget(stream)
@@ -549,7 +552,7 @@ class Connection:
         self._forget(stream)
 
     def _take_settings(self, event: RemoteSettingsChanged) -> None:
-        self._limit = min(self._h2.remote_settings.max_concurrent_streams, self._max_streams)
+        self.limit = min(self._h2.remote_settings.max_concurrent_streams, self._max_streams)
         if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
             self._wake_blocked()
 
@@ -557,6 +560,10 @@ class Connection:
         """End one stream for a response that breaks a rule (section 8.1.1)."""
         stream._fail(stream._malformed(flaw), False)
         self._leave(stream, Code.PROTOCOL_ERROR)
+        self._woken[stream] = None
+
+    def _room(self, stream: Stream) -> int:
+        return max(0, min(self._h2.local_flow_control_window(stream.id), MAX_QUEUED - self._queued))
 
     def _wake_blocked(self) -> None:
         self._woken.update(self._blocked)

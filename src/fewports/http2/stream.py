@@ -142,6 +142,11 @@ class Stream:
             self._to_send -= count
         return count
 
+    @property
+    def room(self) -> int:
+        """How many bytes send() would accept now, if it is more than 0."""
+        return 0 if self.closed else self._connection._room(self)
+
     def send_trailer(self, fields: Iterable[Field]) -> None:
         """Send trailer fields and end the request."""
         checked = check_trailer(fields)

@@ -29,6 +29,10 @@ class Idle(Pooled, Protocol):
 
     def fileno(self) -> int: ...
 
+    def alive(self) -> bool: ...
+
+    def tidy(self) -> None: ...
+
     def end(self, reason: CloseReason) -> None: ...
 
 
@@ -110,6 +114,9 @@ class Timer:
                     self._ledgers.add(ledger)
             times.append(due)
         for pool in list(self._pools):
+            for connection in pool.riding():
+                with _logged():
+                    connection.tidy()
             endings = pool.close() if pool.abandoned else (*pool.expire(now), *_left_by_peer(pool, now))
             for connection, reason in endings:
                 with _logged():
@@ -144,7 +151,7 @@ def _left_by_peer(pool: Pool[Any], now: float) -> list[tuple[Idle, CloseReason]]
             continue
         # What we saw may have been the response to a request that is over by now: only the second look,
         # at a connection that nobody else has, tells.
-        if _readable([connection]):
+        if _readable([connection]) and not (connection.shared and connection.alive()):
             left.append((connection, CloseReason.PEER_CLOSED))
         else:
             left.extend(pool.restore(connection, now))

@@ -55,7 +55,6 @@ class Wire:
         self._poll: Any = None
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # what TLS has read ahead
 
-    @property
     def clean(self) -> bool:
         """Say whether the last response has ended with nothing behind it, so that another request may follow."""
         return self.reader.reusable and not self.closed and not (self._pending and self._pending())
@@ -98,8 +97,11 @@ class Wire:
         """Receive until the head of the final response is there."""
         reader = self.reader
         while (head := reader.head) is None:
+            if self.deadline is not None:
+                self.hurry()
+            data = self.sock.recv(RECEIVE)
             try:
-                self.receive()
+                reader.receive(data)
             except RemoteProtocolError:
                 if reader.head is None:
                     raise

@@ -50,11 +50,13 @@ from ..gated import GatedSocket, gated, pass_on
 from ..http1 import LocalProtocolError, Preset, may_repeat, request_head
 from ..kernel import facts, options
 from ..ledger.account import Lease
-from ..pool import Pool, PoolClosed, kept_until
+from ..pool import PoolClosed, kept_until
 from ..sync.dial import dial, resolve
+from ..sync.shared import SharedWire
 from ..sync.wire import TOGETHER, Wire
 from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
 from .response import BadLength, BadResponse, Response, receive
+from .sharing import Sharing
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
 WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE", "TRACE", "OPTIONS"))  # urllib3 sends no Content-Length: 0 with these
@@ -105,14 +107,13 @@ def times_of(timeout: Timeout) -> Times:
     return Times(connect, read, monotonic() + total)
 
 
-class HTTPConnection(urllib3.connection.HTTPConnection):
+class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     """urllib3's connection on a leased port.
 
     It may take over the socket of an idle connection that comes free while it waits for a port.
     """
 
     gate: Gate = open_gate
-    home: Pool[HTTPConnection] | None = None
     lease: Lease | None = None
     idle_since: float = 0.0
     expires: float = inf
@@ -129,6 +130,7 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     until: float | None = None  # the deadline of a request that is to be made again
     _unsent = False  # the rest of it
     _presets: dict[Fields, Preset] | None = None
+    _latest: tuple[tuple[str, str, Fields], tuple[bytes, bytes]] | None = None  # a request without body, and its bytes
     _plain = True  # no subclass has a hand in how requests are sent or responses received
     _http_vsn: int
     _http_vsn_str: str
@@ -146,17 +148,25 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             return
         try:
             outcome = self._dial()
-            while isinstance(outcome, HTTPConnection) and connection.is_connection_dropped(outcome):
-                outcome.end(CloseReason.PEER_CLOSED)  # before it was our turn
-                if self.home is not None:
-                    self.home.drop_place()
+            while not isinstance(outcome, GatedSocket) and not outcome.alive():
+                self._discard(outcome)  # it ended before it was our turn
                 outcome = self._dial()
         except Exception as error:
+            self._opened(None, failed=True)
             self._failure = error
             super().connect()  # urllib3 cleans up after _new_conn(), which raises it
             raise AssertionError("connect() goes through _new_conn()") from error
-        if isinstance(outcome, HTTPConnection):
-            self._take_over(outcome)
+        except BaseException:
+            self._opened(None)
+            raise
+        if not isinstance(outcome, GatedSocket):
+            self._opened(None)
+            if isinstance(outcome, SharedWire):
+                self.board(outcome)
+            else:
+                self._take_over(outcome)
+            if self.home is not None:
+                self.home.adopted()
             return
         self.wire = None
         self._dialled = outcome
@@ -167,22 +177,29 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         try:
             if self.when_dialled is not None:
                 self.when_dialled(outcome)
-            super().connect()
+            self._finish_connect()
             outcome.passing = False
             pass_on(outcome, self.sock)
-        except BaseException:
+            self.lease = lease
+            if self.home is not None:
+                self.expires = self.aged = self.home.expiry(monotonic())
+                self._share(self.home)
+        except BaseException as error:
             outcome.passing = False
             outcome.close()  # gives the lease back, if the descriptor has gone elsewhere and is closed
+            self._opened(None, failed=isinstance(error, Exception))
             raise
-        self.lease = lease
-        if self.home is not None:
-            self.expires = self.aged = self.home.expiry(monotonic())
 
     def close(self) -> None:
         """Close the socket; a response that is under way ends there."""
         self.lease = None
         self.deadline = self.outcome = self.until = None
-        self._presets = None
+        if self.alone:
+            self._opened(None)
+        rider, self.rider = self.rider, None
+        if rider is not None:
+            rider.leave()
+        self._presets = self._latest = None
         self._unsent = False
         wire, self.wire = self.wire, None
         if wire is not None:
@@ -198,11 +215,10 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
 
-    @property
     def settled(self) -> bool:
         """Say whether no response is under way, so that another request may follow."""
         wire = self.wire
-        if self.__state != _CS_IDLE or (wire is not None and not wire.clean):
+        if self.__state != _CS_IDLE or (wire is not None and not wire.clean()):
             return False
         response = self.__response  # where http.client read it: for a subclass, or for debuglevel
         return response is None or response.isclosed()
@@ -233,6 +249,8 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
         Either not a byte of it went out, or it has no more effect twice than once, and not a byte came back.
         """
+        if self.rider is not None:
+            return self.rider.unanswered(method, error)
         wire = self.wire
         if wire is None or not wire.used or not isinstance(error, ENDS):
             return False  # nothing says that the peer has ended it
@@ -276,10 +294,21 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         enforce_content_length: bool = True,
     ) -> None:
         """Send a request, with the arguments and results of urllib3."""
+        self._sent = False
+        if self.rider is None and self.sock is None and self.home is not None and self.home.may_share:
+            self._open()
+        if self.rider is not None:
+            self._response_options = _ResponseOptions(
+                method, url, preload_content, decode_content, enforce_content_length
+            )
+            self._sent = not (body is None or isinstance(body, (bytes, str)))
+            timeout = _seconds(self.timeout)
+            self.rider.request(method, url, body, headers or {}, self.blocksize, timeout, self.deadline)
+            return
         self._unsent = True
         data = None
         plain = self._plain and not chunked and untouched()
-        if plain and self.__state == _CS_IDLE and (self.sock is None or self.settled):
+        if plain and self.__state == _CS_IDLE and (self.sock is None or self.settled()):
             data = self.encode(method, url, body, headers or {})
         if data is None:
             super().request(
@@ -311,6 +340,9 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         """Receive a response, with the results of urllib3."""
         asked = self._response_options
+        if self.rider is not None and asked is not None:
+            self._response_options = None
+            return self.rider.receive(asked, _seconds(self.timeout))
         own_way = self.debuglevel > 0 or self.response_class is not HTTPResponse or not untouched()
         if own_way or asked is None or self.sock is None:
             self.wire = None  # http.client reads, and sets the time-outs
@@ -335,46 +367,60 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             self.close()
         return response
 
-    def exchange(self, data: tuple[bytes, bytes], asked: Any, times: Times) -> Response:
+    def exchange(self, data: Any, asked: Any, times: Times) -> Response:
         """Send the request *data* and receive its response, on a connection that stands.
 
         ``receiving`` says afterwards how far it came.
         """
+        connect, read, deadline = times  # in one go: each look-up in a named tuple is a call
+        if self.rider is not None:
+            self.receiving = False
+            self.rider.send(data, asked.request_method, connect, deadline)
+            self.receiving = True
+            self.timeout = read
+            return self.rider.receive(asked, read)
+        head, rest = data
         wire = self.wire
         if wire is None or wire.sock is not self.sock:
             wire = self._wired()
-        wire.patience(times.connect)
-        wire.deadline = times.deadline
-        if times.deadline is not None:
+        wire.patience(connect)
+        wire.deadline = deadline
+        if deadline is not None:
             wire.hurry()
         self.receiving = False
         wire.reader.begin(asked.request_method)
         try:
-            self._send(wire, *data)
+            self._send(wire, head, rest)
         except ConnectionError:
             # It may have answered before it closed, as urllib3 says. But where nothing went out, that was no answer.
             if not self._sent:
                 raise
         self.receiving = True
-        self.timeout = times.read
-        if times.read != times.connect or times.deadline is not None:
-            wire.patience(times.read)
+        self.timeout = read
+        if read != connect or deadline is not None:
+            wire.patience(read)
         response = receive(wire, asked, "HTTP/1.1")
         if not wire.reader.persists:
             self.sock = self.wire = None
             self.close()
         return response
 
-    def encode(self, method: str, url: str, body: Any, headers: Mapping[str, str]) -> tuple[bytes, bytes] | None:
-        """Return a request as bytes, in two parts if it is large.
+    def encode(self, method: str, url: str, body: Any, headers: Mapping[str, str]) -> Any:
+        """Return a request as bytes, in two parts if it is large; for HTTP/2 as fields and a body.
 
         None if there is anything uncommon in it: http.client sees to that.
         """
-        if method not in _METHODS or not _is_plain_target(url) or self._http_vsn != 11 or self.debuglevel > 0:
-            return None
-        if self.response_class is not HTTPResponse:
+        if self.rider is not None:
+            plain = method in _METHODS and _is_plain_target(url)
+            return self.rider.encode(method, url, body, headers) if plain else None
+        if self._http_vsn != 11 or self.debuglevel > 0 or self.response_class is not HTTPResponse:
             return None
         key = tuple(headers.items())
+        latest, request = self._latest, (method, url, key)
+        if latest is not None and body is None and latest[0] == request:
+            return latest[1]
+        if method not in _METHODS or not _is_plain_target(url):
+            return None
         presets = self._presets
         if presets is None:
             presets = self._presets = {}
@@ -386,7 +432,10 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
             return None
         if body is None:
             if method in WITHOUT_BODY:
-                return request_head(method, url, (), preset), b""
+                data = request_head(method, url, (), preset), b""
+                if len(data[0]) <= REMEMBERED:
+                    self._latest = request, data
+                return data
             body = b""
         elif type(body) is str:
             body = body.encode()
@@ -419,9 +468,13 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         scheme = "https" if isinstance(self, urllib3.connection.HTTPSConnection) else "http"
         return Origin(scheme, self._dns_host, self.port)
 
-    def _dial(self) -> GatedSocket | HTTPConnection:
+    def _dial(self) -> GatedSocket | Kept:
         peer = self.peer
         try:
+            if self.home is not None and self.home.merges and not self.alone:
+                found = self._find_way(self.home)
+                if found is not None:
+                    return found
             destinations = _resolve(peer.host, peer.port)
             to = self.gate.to(peer, self.source_address)
             return dial(
@@ -458,8 +511,6 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
         self.proxy_is_verified = other.proxy_is_verified
         self._has_connected_to_proxy = other._has_connected_to_proxy
         self._wired().patience(_seconds(self.timeout))
-        if self.home is not None:
-            self.home.adopted()
 
     def _wired(self) -> Wire:
         wire = self.wire
@@ -532,6 +583,9 @@ OURS: set[Callable[..., socket.socket]] = {HTTPConnection._new_conn}  # and thos
 
 class HTTPSConnection(HTTPConnection, urllib3.connection.HTTPSConnection):
     """urllib3's TLS connection on a leased port."""
+
+
+Kept = HTTPConnection | SharedWire
 
 
 def _resolve(host: str, port: int) -> list[Destination]:

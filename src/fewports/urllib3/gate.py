@@ -45,6 +45,7 @@ class Gate:
         ledger: Ledger | None = None,
         idle_limit: float = IDLE_LIMIT,
         max_age: float = AGE_LIMIT,
+        http2: bool | str = "auto",
     ) -> None:
         self.budget = None if budget is None else Budget.of(budget)
         self.sources = None if sources is None else Sources.of(sources)
@@ -52,6 +53,9 @@ class Gate:
         for name, value in (("idle_limit", idle_limit), ("max_age", max_age)):
             if not value > 0:
                 raise errors.InvalidOption(f"{name}={value!r} is not a time in seconds; give more than 0")
+        if http2 not in (True, False, "auto"):
+            raise errors.InvalidOption(f"http2={http2!r} is not one of 'auto', True and False")
+        self.http2 = http2
         self.idle_limit = idle_limit
         self.max_age = max_age
 

@@ -31,6 +31,7 @@ _STEPS = frozenset(
         *("request_encode_url", "_merge_pool_kwargs", "_proxy_requires_url_absolute_form"),
     )
 )
+_UNSAID = object()
 
 
 class Known(NamedTuple):
@@ -46,6 +47,7 @@ class Recent(NamedTuple):
     origin: str
     options: dict[str, Any]
     pool: HTTPConnectionPool
+    pools: Any  # the manager's, that it is one of
 
 
 class PoolManager(urllib3.PoolManager):
@@ -72,13 +74,15 @@ class PoolManager(urllib3.PoolManager):
         ledger: Ledger | None = None,
         idle_limit: float = IDLE_LIMIT,
         max_age: float = AGE_LIMIT,
+        http2: bool | str = "auto",
         gate: Gate | None = None,
         **connection_pool_kw: Any,
     ) -> None:
-        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age)
+        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age, http2)
         super().__init__(num_pools, headers, **connection_pool_kw)
         self._known: dict[str, Known] = {}  # by origin
         self._recent: Recent | None = None
+        self._split: tuple[str, str | None, str] = ("", None, "/")  # the URL asked for last; its origin and target
         self.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
     def request(
@@ -93,42 +97,57 @@ class PoolManager(urllib3.PoolManager):
     ) -> Any:
         """Make a request, with the arguments, results and exceptions of urllib3."""
         if fields is None and json is None and body is None and method in self._encode_url_methods and self._direct:
-            return self.urlopen(method, url, headers=self.headers if headers is None else headers, **urlopen_kw)
+            headers = self.headers if headers is None else headers
+            if urlopen_kw:
+                return self.urlopen(method, url, headers=headers, **urlopen_kw)
+            return self.urlopen(method, url, headers=headers)  # to pass on even no keywords costs as much as a call
         return super().request(method, url, body, fields, headers, json, **urlopen_kw)
 
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, redirect: bool = True, *, headers: Any = _UNSAID, **kw: Any
+    ) -> Any:
         """Make a request, with the arguments, results and exceptions of urllib3."""
-        given = kw.get("pool_timeout")
-        if type(given) is Answer:  # urllib3 follows a redirect
+        if headers is _UNSAID:
+            headers = self.headers
+        if kw and type(given := kw.get("pool_timeout")) is Answer:  # urllib3 follows a redirect
             kw["pool_timeout"] = given.pool_timeout
         pool = None
-        if self._direct and _STEPS.isdisjoint(self.__dict__) and (found := split_plain(url)):
-            pool = self._pool_of(found[1])
+        if self._direct and _STEPS.isdisjoint(self.__dict__):
+            known, origin, target = self._split
+            if url != known:
+                found = split_plain(url)
+                origin, target = (found[1], found[2] or "/") if found else (None, "/")
+                self._split = url, origin, target
+            pool = None if origin is None else self._pool_of(origin)
         if pool is None or type(pool).urlopen is not HTTPConnectionPool.urlopen:
-            return super().urlopen(method, url, redirect, **kw)
-        kw["assert_same_host"] = kw["redirect"] = False
-        if "headers" not in kw:
-            kw["headers"] = self.headers
-        response = pool.urlopen(method, found[2] or "/", **kw)  # type: ignore[index]
+            return super().urlopen(method, url, redirect, headers=headers, **kw)
+        if kw:
+            told = {**kw, "redirect": False, "assert_same_host": False}
+            response = pool.urlopen(method, target, headers=headers, **told)
+        else:
+            response = pool.urlopen(method, target, headers=headers, redirect=False, assert_same_host=False)
         if not redirect or response.status not in REDIRECTS:
             return response
         # Where it goes from here is urllib3's to say; from the pool that it finds it gets this response.
-        del kw["redirect"]
         kw["pool_timeout"] = Answer(response, kw.get("pool_timeout"))
-        return super().urlopen(method, url, redirect, **kw)
+        return super().urlopen(method, url, redirect, headers=headers, **kw)
 
     def _pool_of(self, origin: str) -> HTTPConnectionPool | None:
         """Return the pool of *origin*, the front of a URL; None where it is not one of ours, or the port is bad."""
         options = self.connection_pool_kw
         recent = self._recent
-        if recent is not None and recent.origin == origin and recent.options == options and len(self.pools):
-            return recent.pool
+        if recent is not None:
+            before, told, pool, pools = recent
+            # One whose own pool is None was closed: with the manager, or because it had to go for another.
+            if before == origin and told == options and pools is self.pools and pool.pool is not None:
+                return pool
         known = self._known.get(origin)
         if known is not None and known.options == options:
-            pool = self.pools.get(known.key)
-            if pool is not None:
-                self._recent = Recent(origin, known.options, cast(HTTPConnectionPool, pool))
-                return cast(HTTPConnectionPool, pool)
+            kept = self.pools.get(known.key)
+            if kept is not None:
+                pool = cast(HTTPConnectionPool, kept)
+                self._recent = Recent(origin, known.options, pool, self.pools)
+                return pool
         try:
             scheme, _, host, port, *_ = parse_url(origin)
         except urllib3.exceptions.LocationParseError:
@@ -138,15 +157,15 @@ class PoolManager(urllib3.PoolManager):
         port = port_by_scheme[str(scheme)] if port is None else port
         context = {**options, "scheme": scheme, "host": host, "port": port}
         key = self.key_fn_by_scheme[str(scheme)](context)
-        pool = self.connection_from_pool_key(key, context)
-        if not isinstance(pool, HTTPConnectionPool):
+        found = self.connection_from_pool_key(key, context)
+        if not isinstance(found, HTTPConnectionPool):
             return None
         if len(self._known) >= ORIGINS:
             self._known.clear()
         # What is mutable is copied: it may be another tomorrow.
-        kept = {name: value.copy() if isinstance(value, (dict, list)) else value for name, value in options.items()}
-        self._known[origin] = Known(key, kept)
-        return pool
+        copy = {name: value.copy() if isinstance(value, (dict, list)) else value for name, value in options.items()}
+        self._known[origin] = Known(key, copy)
+        return found
 
     def clear(self) -> None:
         """Close all idle connections now, also those of pools that somebody still refers to, and forget the pools."""

@@ -6,11 +6,12 @@ Long, because the straight way of a request stands beside the ways that it leave
 from __future__ import annotations
 
 import logging
-import queue
 import weakref
 from collections.abc import Iterable
+from functools import lru_cache, partial
 from http.client import HTTPException
 from operator import attrgetter
+from socket import getdefaulttimeout
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -18,7 +19,7 @@ import urllib3
 from urllib3.connection import _ResponseOptions, port_by_scheme
 from urllib3.connectionpool import log as stock_log
 from urllib3.exceptions import ClosedPoolError, EmptyPoolError, FullPoolError
-from urllib3.util import Retry, Timeout, parse_url
+from urllib3.util import Retry, Timeout, parse_url, ssl_
 from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
 from .._own import own
@@ -26,19 +27,23 @@ from ..budget import Budget
 from ..events import CloseReason
 from ..ledger.account import Waiter
 from ..ledger.local import Ledger
-from ..pool import AGE_LIMIT, IDLE_LIMIT, Place, Pool, PoolClosed
+from ..pool import AGE_LIMIT, ALONE, IDLE_LIMIT, PLACE, Place, Pool, PoolClosed
 from ..source import Sources
 from ..sync.dial import Alarm
+from ..sync.shared import SharedWire
 from ..sync.timer import timer
-from .connection import HTTPConnection, HTTPSConnection, Times, times_of, untouched
+from .connection import OURS, HTTPConnection, HTTPSConnection, Kept, Times, times_of, untouched
 from .gate import Gate
 from .response import Response
+from .shelf import Shelf
 
 if TYPE_CHECKING:
     from urllib3._base_connection import BaseHTTPConnection
     from urllib3.response import BaseHTTPResponse
 
 log = logging.getLogger("fewports")
+REPEATS = 6  # of a request that no server looked at: as often as Go's client; HTTP/1.1 has one
+_asked = partial(tuple.__new__, _ResponseOptions)  # its own __new__() is a function in Python, and takes twice as long
 REDIRECTS = frozenset(urllib3.HTTPResponse.REDIRECT_STATUSES)
 
 
@@ -70,48 +75,6 @@ _pooling = attrgetter("urlopen", *_POOLING)
 _stock_pooling = tuple(own("urllib3", urllib3.HTTPConnectionPool, step) for step in ("urlopen", *_POOLING))
 
 
-class Shelf:
-    """What urllib3 calls ``pool.pool``: the places that are left, as a queue of connections and Nones."""
-
-    def __init__(self, pool: HTTPConnectionPool, maxsize: int) -> None:
-        self._pool = weakref.ref(pool)
-        self.maxsize = maxsize
-
-    def qsize(self) -> int:
-        pool = self._pool()
-        return min(self.maxsize, max(0, self.maxsize - pool.home.used)) if pool else 0
-
-    def empty(self) -> bool:
-        return self.qsize() == 0
-
-    def full(self) -> bool:
-        return self.qsize() == self.maxsize
-
-    def get(self, block: bool = True, timeout: float | None = None) -> HTTPConnection | None:
-        """Take a place: with a connection if one is idle. Raises queue.Empty."""
-        pool = self._pool()
-        if pool is None or pool.home.closed or self.qsize() == 0:
-            raise queue.Empty
-        return pool.take(timeout)
-
-    def get_nowait(self) -> HTTPConnection | None:
-        return self.get(block=False)
-
-    @property
-    def queue(self) -> list[HTTPConnection | None]:
-        """The places as a list, the next one last."""
-        pool = self._pool()
-        idle = pool.home.quiet() if pool else []
-        return [*[None] * (self.qsize() - len(idle)), *idle]
-
-    def put(self, item: HTTPConnection | None, block: bool = True, timeout: float | None = None) -> None:
-        """Give a place back. Raises queue.Full."""
-        pool = self._pool()
-        if pool is None or self.full():
-            raise queue.Full
-        pool.give_back(item)
-
-
 class HTTPConnectionPool(urllib3.HTTPConnectionPool):
     """urllib3's pool of one host, behind the gate.
 
@@ -131,13 +94,14 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         ledger: Ledger | None = None,
         idle_limit: float = IDLE_LIMIT,
         max_age: float = AGE_LIMIT,
+        http2: bool | str = "auto",
         gate: Gate | None = None,
         **keywords: Any,
     ) -> None:
-        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age)
+        self.gate = gate or Gate(budget, sources, ledger, idle_limit, max_age, http2)
         super().__init__(*args, **keywords)
         maxsize = getattr(self.pool, "maxsize", 1)
-        self.home: Pool[HTTPConnection] = Pool(self.gate.limits(maxsize, self.block))
+        self.home: Pool[Kept] = Pool(self.gate.limits(maxsize, self.block), merges=self._may_share())
         self.pool = cast(Any, Shelf(self, maxsize))
         self._shells: list[HTTPConnection] = []  # closed, to be connected again: making one costs 10 us
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
@@ -160,14 +124,22 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             for other, reason in endings:
                 other.end(reason)
             if found is None:
-                found = self._wait_for_place(timeout)
+                if self.block:
+                    found = self._wait_for_place(timeout)
+                else:  # its connect() waits for a way, and knows for how long
+                    self.home.add_place()
+                    found = PLACE
             if isinstance(found, Place):
-                try:
-                    shell = self._shells.pop()
-                except IndexError:
-                    return None
-                shell.close()  # forgets a request that was begun without a connection
+                shell = self._shell()
+                if shell is not None:
+                    shell.alone = found is ALONE
+                elif found is ALONE:
+                    self.home.not_opened(failed=False)  # its connect() asks again
                 return shell
+            if isinstance(found, SharedWire):
+                if (shell := self._board(found)) is not None:
+                    return shell
+                continue
             try:
                 if found.alive():
                     return found
@@ -178,8 +150,54 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 raise
             self.give_back(found)
 
+    def _may_share(self) -> bool:
+        """Say whether connections may turn out to be HTTP/2, which many use at once."""
+        wanted = self.gate.http2
+        if wanted is False or not issubclass(self.ConnectionCls, HTTPConnection) or not self.ConnectionCls._plain:
+            return False
+        if self.ConnectionCls._new_conn not in OURS or ssl_.IS_PYOPENSSL:
+            return False
+        if self.scheme != "https":
+            return wanted is True and self.proxy is None
+        if self.proxy is None:
+            return True
+        forwards = self.proxy_config is not None and self.proxy_config.use_forwarding_for_https
+        return self.proxy.scheme != "https" and not forwards  # TLS in TLS cannot be shared
+
+    def _shell(self) -> HTTPConnection | None:
+        """Return a closed connection to use again; None: make one."""
+        try:
+            shell = self._shells.pop()
+        except IndexError:
+            return None
+        shell.close()  # forgets a request that was begun without a connection
+        return shell
+
+    def _board(self, carrier: SharedWire) -> HTTPConnection | None:
+        """Return a connection for the seat on *carrier* that was taken; None if that is at its end."""
+        shell = None
+        try:
+            if carrier.busy or carrier.alive():
+                shell = self._shell() or cast(HTTPConnection, self._new_conn())
+                shell.board(carrier)
+                return shell
+        except BaseException:
+            if shell is None or shell.rider is None:
+                end_all(self.home.give_back(carrier, monotonic()))
+            else:
+                self.give_back(shell)
+            raise
+        end_all(self.home.give_back(carrier, monotonic()))
+        return None
+
     def give_back(self, conn: HTTPConnection | None) -> None:
         """Give back a place, with its connection if that is still open."""
+        if conn is not None and (rider := conn.rider) is not None:
+            conn.rider = None
+            if len(self._shells) < self.home.limits.kept and not self.home.closed:
+                self._shells.append(conn)
+            rider.give_back()
+            return
         if conn is None or conn.sock is None:
             if conn is not None:
                 conn.idle_since = 0.0
@@ -189,7 +207,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 conn.close()
             self.home.drop_place()
             return
-        if not conn.settled:
+        if not conn.settled():
             # Released unread. urllib3 keeps it, and may send a request before the rest of that response is here.
             conn.leave_to_response()
             self.give_back(conn)
@@ -252,10 +270,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         The common case goes straight: a plain request on an idle connection, whose response is the last word.
         What is not common is left to urllib3 at the point that was reached.
         """
-        if type(pool_timeout) is Answer:
-            return pool_timeout.response
-        if type(pool_timeout) is Begun:  # urllib3 tries again
-            pool_timeout = pool_timeout.pool_timeout
+        if pool_timeout is not None:
+            if type(pool_timeout) is Answer:
+                return pool_timeout.response
+            if type(pool_timeout) is Begun:  # urllib3 tries again
+                pool_timeout = pool_timeout.pool_timeout
         begun = None
         if (
             not (chunked or response_kw)
@@ -265,7 +284,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             policy = self.retries if retries is None else retries
             if not isinstance(policy, Retry):
                 policy = Retry.from_int(policy, redirect=redirect)
-            asked = _ResponseOptions(method, url, preload_content, decode_content, True)
+            asked = _asked((method, url, preload_content, decode_content, True))
             conn = None
             since = 0.0
             try:
@@ -312,9 +331,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         self, conn: HTTPConnection, asked: _ResponseOptions, body: Any, headers: Any, timeout: Any
     ) -> Response | Exception | None:
         """Make a plain request on *conn*; None if it is not plain, or is to be made again on a new connection."""
+        method, url, preload = asked[:3]
         try:
             times = self._times(timeout)
-            data = conn.encode(asked.request_method, asked.request_url, body, headers)
+            data = conn.encode(method, url, body, headers)
         except Exception:
             return None  # urllib3 says what is wrong with it
         if times is None or data is None or not conn._plain:
@@ -324,7 +344,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         try:
             response = conn.exchange(data, asked, times)
         except Exception as error:
-            if not conn.unanswered(asked.request_method, error):
+            if not conn.unanswered(method, error):
                 self.num_requests += 1
                 return error
             conn.end(CloseReason.PEER_CLOSED)
@@ -332,7 +352,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             return None
         self.num_requests += 1
         response._pool = self
-        if not asked.preload_content:
+        if not preload:
             response._connection = conn
         if stock_log.isEnabledFor(logging.DEBUG):
             self._log(asked, response)
@@ -357,40 +377,37 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             timeout = Timeout.from_float(timeout)
         if type(timeout) is not Timeout:
             return None
+        connect, read, total = timeout._connect, timeout._read, timeout.total
+        if total is None or total is _DEFAULT_TIMEOUT:
+            default = getdefaulttimeout()
+            connect = default if connect is _DEFAULT_TIMEOUT else connect
+            return _without_end(connect, default if read is _DEFAULT_TIMEOUT else read)
         return times_of(timeout)
 
     def _take_idle(self) -> HTTPConnection | None:
         """Take an idle connection that is alive, for a request that may go straight; None if there is none."""
         if _own_pooling(type(self)) != _ours or _pooling(urllib3.HTTPConnectionPool) != _stock_pooling:
             return None
-        if (
-            not untouched()
-            or self.proxy is not None
-            or not len(self.home)
-            or not self._PRIVATE.isdisjoint(self.__dict__)
-        ):
+        if not untouched() or self.proxy is not None or not self.__dict__.keys().isdisjoint(self._PRIVATE):
             return None
-        found: HTTPConnection | Place | None = None
-        since = monotonic()
+        found: Kept | None = None
         try:
-            found, endings = self.home.take(since)
-            for other, reason in endings:
-                other.end(reason)
-            if isinstance(found, HTTPConnection):
-                if found.alive():
-                    return found
-                log.debug("Resetting dropped connection: %s", self.host)
-                found.end(CloseReason.PEER_CLOSED)
-        except PoolClosed:
-            return None
+            found = self.home.take_now(monotonic())
+            if found is None:
+                return None
+            if isinstance(found, SharedWire):
+                carrier, found = found, None
+                return self._board(carrier)
+            if found.alive():
+                return found
+            log.debug("Resetting dropped connection: %s", self.host)
+            found.end(CloseReason.PEER_CLOSED)
         except BaseException:
             if isinstance(found, HTTPConnection):
                 found.close()
-            if found is not None:
                 self.home.drop_place()
             raise
-        if found is not None:
-            self.give_back(found if isinstance(found, HTTPConnection) else None)
+        self.give_back(found)
         return None
 
     def _make_request(
@@ -411,15 +428,17 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             conn.deadline = monotonic() + total
             if isinstance(until, float):
                 keywords["timeout"], conn.deadline = _left(timeout, until), until
-        try:
-            return super()._make_request(conn, method, url, *args, **keywords)
-        except (OSError, HTTPException) as error:
-            if not _repeatable(args, keywords, conn) or not conn.unanswered(method, error):
-                raise
-        return self._again(conn, method, url, *args, **keywords)
+        for _ in range(REPEATS):
+            try:
+                return super()._make_request(conn, method, url, *args, **keywords)
+            except (OSError, HTTPException) as error:
+                if not _repeatable(args, keywords, conn) or not conn.unanswered(method, error):
+                    raise
+            self._reconnect(conn, keywords)
+        return super()._make_request(conn, method, url, *args, **keywords)
 
-    def _again(self, conn: HTTPConnection, method: str, url: str, *args: Any, **keywords: Any) -> BaseHTTPResponse:
-        """Repeat a request on a new connection: the one that was kept had come to its end."""
+    def _reconnect(self, conn: HTTPConnection, keywords: dict[str, Any]) -> None:
+        """Prepare to repeat a request: the connection that was kept had come to its end."""
         deadline = conn.deadline
         tunnelled = conn.proxy_is_tunneling
         conn.end(CloseReason.PEER_CLOSED)
@@ -428,7 +447,6 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if tunnelled:
             self._prepare_proxy(cast(Any, conn))
         conn.deadline = deadline
-        return super()._make_request(cast(Any, conn), method, url, *args, **keywords)
 
     def _go_on(self, conn: HTTPConnection, outcome: Response | Exception, url: str) -> BaseHTTPResponse:
         """Have urllib3 see what came of a request as if it had just made it."""
@@ -472,7 +490,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             self.home.limits.kept,
         )
 
-    def _wait_for_place(self, timeout: float | None) -> HTTPConnection | Place:
+    def _wait_for_place(self, timeout: float | None) -> Kept | Place:
         alarm = Alarm()
         waiter = Waiter(alarm.wake)
         outcome: object = None
@@ -489,7 +507,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             raise
         finally:
             self.home.leave(waiter)
-        if isinstance(outcome, (HTTPConnection, Place)):
+        if isinstance(outcome, (HTTPConnection, SharedWire, Place)):
             return outcome
         if self.home.closed:
             raise ClosedPoolError(self, "Pool is closed.")
@@ -497,10 +515,18 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         raise EmptyPoolError(self, message)
 
     def _return(self, outcome: object) -> None:
-        if isinstance(outcome, HTTPConnection):
-            self.give_back(outcome)
+        if outcome is ALONE:
+            self.home.not_opened(failed=False)
+        if isinstance(outcome, (HTTPConnection, SharedWire)):
+            end_all(self.home.give_back(outcome, monotonic()))
         elif isinstance(outcome, Place):
             self.home.drop_place()
+
+
+@lru_cache(16)
+def _without_end(connect: float | None, read: float | None) -> Times:
+    """Return the times of a request that has no deadline: those of the next are the same."""
+    return Times(connect, read, None)
 
 
 _own_pooling = attrgetter(*_POOLING)
@@ -532,18 +558,18 @@ def _repeatable(args: tuple[Any, ...], keywords: dict[str, Any], conn: HTTPConne
     return body is None or isinstance(body, (bytes, str)) or not conn._sent
 
 
-def _close(home: Pool[HTTPConnection]) -> None:
+def _close(home: Pool[Kept]) -> None:
     end_all(home.close())
     timer.kick()
 
 
-def _abandon(home: Pool[HTTPConnection]) -> None:
+def _abandon(home: Pool[Kept]) -> None:
     # The garbage collector may call, in the middle of anything: no lock may be taken. While something is idle the
     # timer runs; and nothing else is in the pool of a face that is gone.
     home.abandoned = True
     timer.kick()
 
 
-def end_all(endings: Iterable[tuple[HTTPConnection, CloseReason]]) -> None:
+def end_all(endings: Iterable[tuple[Kept, CloseReason]]) -> None:
     for other, reason in endings:
         other.end(reason)

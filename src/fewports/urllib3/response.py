@@ -221,15 +221,13 @@ class Response(urllib3.HTTPResponse):
     auto_close = True
     enforce_content_length = True
     decode_content = True
+    length_remaining: int | None = 0
     chunked = False
     chunk_left = None
     msg = None
     version_string = "HTTP/1.1"
     _head: http1.Head
     _method: str
-
-    def __init__(self) -> None:
-        """Do nothing: there are 25 attributes, and most are never looked at."""
 
     def __getattr__(self, name: str) -> Any:
         value: object
@@ -335,29 +333,30 @@ def receive(wire: Wire, asked: Any, version: str) -> Response:
 def respond(wire: Wire, head: http1.Head, method: str, url: str, asked: Any, version: str) -> Response:
     """Make the response that *head* begins."""
     reader = wire.reader
-    response = Response()
+    response = Response.__new__(Response)  # without __init__(): there are 25 attributes, and most are never looked at
     response._head = head
     response._method = method
     response._request_url = url
     response.status = head.status
-    response.length_remaining = length = reader.length
-    if reader.chunked:
-        response.chunked = True
     if version != "HTTP/1.1":
         response.version_string = version
-    preload = asked is None or asked.preload_content
+    preload = True
     if asked is not None:
-        response.decode_content = asked.decode_content
-        response.enforce_content_length = asked.enforce_content_length
-    if preload and length is not None and length <= reader.ready and not reader.encoded:
-        data = reader.take()
+        _, _, preload, decode, enforce = asked[:5]
+        if not decode:
+            response.decode_content = False
+        if not enforce:
+            response.enforce_content_length = False
+    if preload and not reader.encoded and (data := reader.whole()) is not None:
         response._body = data if type(data) is bytes else bytes(data)
-        response._fp_bytes_read = length
-        response.length_remaining = 0
+        response._fp_bytes_read = reader.got
         response._uncached_read_occurred = True
         if not reader.reusable:
             wire.part()
         return response
+    response.length_remaining = reader.length
+    if reader.chunked:
+        response.chunked = True
     response._encoded = reader.encoded
     response._fp = response._original_response = Body(wire, head, method)  # type: ignore[assignment]
     response._sock_shutdown = getattr(wire.sock, "shutdown", None)

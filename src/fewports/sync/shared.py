@@ -1,0 +1,576 @@
+"""The bytes of one HTTP/2 connection, moved by the threads that use it. It has no thread of its own.
+
+Who waits for a response reads for all, until its own is there; then the next who waits does. Who has something to
+send sends what others have put there meanwhile, too. No lock is held while a thread waits for the network:
+
+lock         guards
+_lock        the engine (http2.Connection), and who waits, leads or writes
+_io          the TLS object, which is not for two threads at once; held for calls that do not block
+
+State: ``_leader`` reads; ``_waiting`` are the others, each by its stream; ``_writing`` is one thread's right to send;
+``_unsent`` is what the kernel had no room for.
+
+Long, because reading, writing, waiting and failing share that state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from ..events import CloseReason
+from ..gated import gated
+from ..http1 import Field
+from ..http2 import Block, Code, Connection, ConnectionFailed, ProtocolError, Stream, Unprocessed
+from ..http2.message import encoded, response_head
+from ..ledger.account import Lease
+
+if TYPE_CHECKING:
+    import socket
+
+    from ..pool import Pool
+
+RECEIVE = 65536  # bytes asked for at once
+TOGETHER = 256 * 1024  # bytes received before anybody is told: a large body comes in few turns
+PREFETCH = 1024 * 1024  # bytes of a body that is wanted whole before its reader is woken to take them
+QUIET = 20.0  # seconds without a byte, while somebody waits, after which the peer is asked whether it is there
+ANSWER = 20.0  # seconds for its answer
+SUSPENSE = 0.5  # seconds for it before a request is sent where the one before got no byte in its time
+LINGER = 64  # times as many bytes as are asked for at once are read over before closing on a peer that broke a rule
+HEADS = 128  # heads that are remembered
+_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+Ready = Callable[[Stream], bool]
+
+
+class _Nothing:
+    """Stands for a stream where somebody waits for the connection itself."""
+
+    got = 0
+
+
+GREETING = cast(Stream, _Nothing())
+
+
+class Known:
+    """What the head of a response says; equal blocks share one."""
+
+    __slots__ = ("block", "encoded", "head")
+
+    def __init__(self, block: Block) -> None:
+        self.block = block  # kept, so that its id() stays its own
+        self.head = response_head(block)
+        self.encoded = encoded(block)
+
+
+class Waiting:
+    """A thread that waits for something to happen to its stream."""
+
+    __slots__ = ("alarm", "ready", "stream")
+
+    def __init__(self, stream: Stream, ready: Ready) -> None:
+        self.stream = stream
+        self.ready = ready
+        self.alarm = threading.Lock()
+        self.alarm.acquire()
+
+
+class SharedWire:
+    """One connection that many threads use at once, each with a stream of its own."""
+
+    shared = True
+
+    def __init__(self, sock: socket.socket, home: Pool[Any] | None = None) -> None:
+        self.sock = sock
+        self.home = home
+        self.lease: Lease | None = None
+        self.idle_since = 0.0
+        self.expires = inf
+        self.capacity = 0
+        self.closed = False
+        self.origin = ("", "")  # scheme and authority
+        self.flags: tuple[Any, ...] = ()  # what the face keeps with it
+        self.presets: dict[tuple[tuple[str, str], ...], tuple[Field, ...]] = {}
+        self._engine = Connection()
+        self.received = 0  # bytes
+        self._heads: dict[int, Known] = {}
+        self._lock = threading.Lock()
+        self._io: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
+        if self._pending is not None:
+            self._io = threading.Lock()
+        self.cause: Exception | None = None  # why it failed, if it was not the peer's closing
+        self._forsaken: deque[Stream] = deque()  # nobody will read them; filled where no lock may be taken
+        self._leader: Waiting | None = None
+        self._waiting: dict[Stream, Waiting] = {}
+        self._writing = False
+        self._deaf = False  # the peer takes no more
+        self._unsent = b""
+        sock.settimeout(0)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._measure()
+        self._flush()
+
+    @property
+    def spent(self) -> bool:
+        """Say whether no more requests can be sent."""
+        return self.closed or self._engine.closing
+
+    @property
+    def busy(self) -> bool:
+        """Say whether somebody uses it, and reads what the peer sends."""
+        return self._engine.active > 0
+
+    @property
+    def left(self) -> bool:
+        """Say whether the peer ended it without telling which requests it has looked at."""
+        return self._engine.error is not None and not self._engine.told_last
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def greet(self, timeout: float | None, deadline: float | None) -> None:
+        """Wait for the peer's SETTINGS, which say how many streams there may be; raises TimeoutError."""
+        self.wait(GREETING, lambda _: self._engine.greeted or self._engine.closing, timeout, deadline)
+        if self._engine.error is not None:
+            raise self._engine.error
+
+    def tidy(self) -> None:
+        """Do what is due while it is in use: reset what nobody will read, answer the peer if nobody reads."""
+        now = monotonic()
+        while self._forsaken:
+            self.leave(self._forsaken.popleft())
+            if self.home is not None:
+                for connection, reason in self.home.leave_seat(self, now):
+                    connection.end(reason)
+        self._look(0.0)
+
+    def forsake(self, stream: Stream) -> None:
+        """Learn that nobody will read *stream*. Takes no lock: the garbage collector may call."""
+        self._forsaken.append(stream)
+
+    def alive(self) -> bool:
+        """Say whether the connection, which nobody uses, is still there; take in what came.
+
+        Where a request got no answer, and the peer was asked whether it is there, a moment is left for that.
+        """
+        self._look(SUSPENSE if self._engine.unanswered else 0.0)
+        if self._engine.unanswered and not self._leader:
+            self._fail(TimeoutError("the peer answered no PING"))
+        return not self.spent
+
+    def end(self, reason: CloseReason) -> None:
+        """Close, and say why: to the peer with a GOAWAY."""
+        if self.closed:
+            return
+        with self._lock:
+            self.closed = True
+            self.capacity = 0
+            self._engine.close()
+        with contextlib.suppress(OSError):
+            self._flush()
+            if self._engine.error is not None and self._engine.error.code is not None:
+                # Closing with bytes unread is a reset, which may overtake the GOAWAY that says what was wrong.
+                with self._io, contextlib.suppress(*_LATER):
+                    for _ in range(LINGER):
+                        if not self.sock.recv(RECEIVE):
+                            break
+        if sock := gated(self.sock):
+            sock.reason = reason
+        self._fail(None)
+        self.sock.close()
+
+    def give_way(self) -> None:
+        self.end(CloseReason.GAVE_WAY)
+
+    def disown(self) -> None:
+        """Forget it in a forked child: the parent's threads hold its locks, and have its peer."""
+        self._lock = threading.Lock()
+        self._io = threading.Lock()
+        self.closed = True
+        self.capacity = 0
+        self._engine.eof()
+
+    def open(self, fields: tuple[Field, ...], body: bytes, *, whole: bool) -> Stream:
+        """Send a request, with a *body* that fits the windows if it is *whole*; else send() follows.
+
+        Raises Unprocessed if it takes no more requests, LocalProtocolError for bad fields.
+        """
+        with self._lock:
+            engine = self._engine
+            seat = engine.reserve()
+            if seat is None:
+                raise Unprocessed("the connection takes no new streams")
+            try:
+                stream = seat.open(fields, end=whole and not body)
+            except Unprocessed:
+                raise
+            except ProtocolError:
+                seat.release()
+                raise
+            if engine.closing:
+                self._measure()  # the last id
+            data = self._due()
+        if data:
+            self._write(data)
+        return stream
+
+    def send(self, stream: Stream, data: bytes | memoryview, timeout: float | None, deadline: float | None) -> None:
+        """Send a part of a body, as the windows open; the end is finish()."""
+        view = memoryview(data).cast("B")
+        while view:
+            with self._lock:
+                count = stream.send(view)
+            self._flush()
+            view = view[count:]
+            if self._unsent:
+                self._drain(timeout, deadline)
+            if view and not count:
+                self.wait(stream, has_room, timeout, deadline)
+
+    def finish(self, stream: Stream) -> None:
+        """Send the end of a request."""
+        with self._lock:
+            stream.send(b"", end=True)
+        self._flush()
+
+    def take(self, stream: Stream, limit: float = inf) -> list[bytes]:
+        """Return the pieces of body that are here, *limit* bytes at most."""
+        pieces = []
+        with self._lock:
+            while limit > 0 and stream.buffered:
+                piece = stream.take() if limit == inf else stream.take(int(limit))
+                pieces.append(piece)
+                limit -= len(piece)
+            due = self._due()
+        if due:
+            self._write(due)
+        return pieces
+
+    def leave(self, stream: Stream) -> None:
+        """Reset a stream that nobody waits for any more, unless it has ended."""
+        with self._lock:
+            if not stream.closed or stream.buffered:
+                stream.reset(Code.CANCEL)
+            self._waiting.pop(stream, None)
+            self._measure()
+        with contextlib.suppress(OSError):
+            self._flush()
+
+    def wait(self, stream: Stream, ready: Ready, timeout: float | None, deadline: float | None) -> None:
+        """Wait until *ready*: for *timeout* seconds since something happened to the stream, and to *deadline* at most.
+
+        Raises TimeoutError.
+        """
+        with self._lock:
+            if ready(stream):
+                return
+            me = Waiting(stream, ready)
+            if self._leader is None:
+                self._leader = me
+            else:
+                self._waiting[stream] = me
+        patience = _Patience(stream, timeout, deadline)
+        before = self.received
+        try:
+            while self._leader is not me:
+                if me.alarm.acquire(timeout=patience.left()):
+                    if self._leader is not me:
+                        return
+                elif self._is_over(me, patience):
+                    return
+            self._lead(me, patience)
+        except BaseException as error:
+            with self._lock:
+                self._waiting.pop(stream, None)
+                if isinstance(error, TimeoutError) and self.received == before and not self._engine.unanswered:
+                    self._engine.ping()
+            self._flush()
+            raise
+        finally:
+            if self._leader is me:
+                self._hand_over()
+
+    # Below: a turn at reading or writing. The lock is taken in there.
+
+    def _look(self, pause: float) -> None:
+        """Take in what came, if nobody else reads; wait for *pause* seconds for the answer to a PING."""
+        me = Waiting(GREETING, _always)
+        with self._lock:
+            if self.closed or self._leader is not None or self._waiting:
+                return
+            self._leader = me
+        until = monotonic() + pause
+        try:
+            while not self.spent and (
+                (self._pending and self._pending()) or self._poll.poll(max(0.0, until - monotonic()) * 1000)
+            ):
+                self._receive(None)
+                if not self._engine.unanswered:
+                    until = 0.0
+        finally:
+            self._hand_over()
+
+    def _is_over(self, me: Waiting, patience: _Patience) -> bool:
+        """Look again after a time-out: True if we were served after all."""
+        with self._lock:
+            if me.ready(me.stream):
+                self._waiting.pop(me.stream, None)
+                return True
+            patience.look()
+        return False
+
+    def _lead(self, me: Waiting, patience: _Patience) -> None:
+        """Read for all until *me* is ready."""
+        asked: float | None = None
+        heard = monotonic()
+        while True:
+            pause = min(patience.left(), QUIET)
+            if (self._pending and self._pending()) or self._poll.poll(pause * 1000 + 0.999):
+                before = self.received
+                if self._receive(me):
+                    return
+                if self.received != before:
+                    asked, heard = None, monotonic()
+            else:
+                with self._lock:
+                    if me.ready(me.stream):
+                        return
+                    now = monotonic()
+                    if asked is not None and now - asked >= ANSWER and self._engine.unanswered:
+                        error = TimeoutError(f"the peer answered no PING for {ANSWER} s")
+                    else:
+                        error = None
+                        if asked is None and now - heard >= QUIET:
+                            asked = now
+                            self._engine.ping()
+                if error is not None:
+                    self._fail(error)
+                    return
+                self._flush()
+            with self._lock:
+                patience.look()
+
+    def _hand_over(self) -> None:
+        """Have the next who waits read."""
+        with self._lock:
+            self._leader = None
+            for stream, waiting in self._waiting.items():
+                del self._waiting[stream]
+                self._leader = waiting
+                waiting.alarm.release()
+                return
+
+    def _receive(self, me: Waiting | None) -> bool:
+        """Receive once and tell whom it concerns; say whether *me* is ready."""
+        error: Exception | None = None
+        data = b""
+        try:
+            with self._io:
+                data = self.sock.recv(RECEIVE)
+                if len(data) >= 8192:
+                    data = self._receive_more(data)
+        except _LATER:
+            return me is not None and me.ready(me.stream)
+        except (OSError, ValueError) as failure:
+            error = failure
+        wake: list[Waiting] = []
+        with self._lock:
+            engine = self._engine
+            if data:
+                self.received += len(data)
+                with contextlib.suppress(ConnectionFailed):  # its streams know
+                    engine.receive(data)
+            elif error is None:
+                engine.eof()
+            for stream in engine.woken():
+                waiting = self._waiting.get(stream)
+                if waiting is not None and waiting.ready(stream):
+                    del self._waiting[stream]
+                    wake.append(waiting)
+            widened = self._measure()
+            served = me is not None and me.ready(me.stream)
+            due = self._due()
+        for waiting in wake:
+            waiting.alarm.release()
+        if due:
+            self._write(due)
+        if widened and self.home is not None:
+            self.home.widened(monotonic())
+        if error is not None:
+            self._fail(error)
+        return served
+
+    def _receive_more(self, data: bytes) -> bytes:
+        """Receive the rest of what is there, as a large body comes."""
+        pieces = [data]
+        size = len(data)
+        with contextlib.suppress(*_LATER):
+            while size < TOGETHER and (data := self.sock.recv(RECEIVE)):
+                pieces.append(data)
+                size += len(data)
+        return b"".join(pieces)
+
+    def _flush(self) -> None:
+        """Send what is due, unless somebody does."""
+        with self._lock:
+            due = self._due()
+        if due:
+            self._write(due)
+
+    def _write(self, data: bytes) -> None:
+        """Send *data*, and what comes to be due meanwhile: the right to do so is ours."""
+        try:
+            while data:
+                try:
+                    with self._io:
+                        count = self.sock.send(data)
+                except _LATER:
+                    count = 0
+                with self._lock:
+                    if count < len(data):
+                        self._unsent = data[count:] + self._engine.pending()
+                        data = b""
+                    else:
+                        data = self._engine.pending()
+                    if not data:
+                        self._writing = False
+        except (OSError, ValueError):
+            # The peer has closed. What it said before is still to be read, a GOAWAY perhaps; then comes the end.
+            with self._lock:
+                self._deaf = True
+                self._writing = False
+        except BaseException:
+            self._writing = False  # half a record may be out: nothing can follow
+            self._fail(None)
+            raise
+
+    def _drain(self, timeout: float | None, deadline: float | None) -> None:
+        """Wait until the kernel takes what it had no room for; read meanwhile, if nobody does.
+
+        The peer may read no more before we do.
+        """
+        until = min(inf if timeout is None else monotonic() + timeout, inf if deadline is None else deadline)
+        me = Waiting(GREETING, _always)
+        while self._unsent and not self.closed:
+            with self._lock:
+                leads = self._leader is None
+                if leads:
+                    self._leader = me
+            try:
+                poll = select.poll()
+                poll.register(self.sock, select.POLLOUT | (select.POLLIN if leads else 0))
+                left = until - monotonic()
+                if left <= 0:
+                    raise TimeoutError("timed out")
+                events = poll.poll(min(left, QUIET) * 1000 + 0.999)
+                if leads and events and events[0][1] & ~select.POLLOUT:
+                    self._receive(None)
+            finally:
+                if leads:
+                    self._hand_over()
+            self._flush()
+
+    def _fail(self, error: Exception | None) -> None:
+        """End every stream: the connection is of no use any more."""
+        with self._lock:
+            self._engine.eof()
+            self.cause = error
+            self._measure()
+            wake = list(self._waiting.values())
+            self._waiting.clear()
+        for waiting in wake:
+            waiting.alarm.release()
+        if self.home is not None:
+            self.home.widened(monotonic())
+
+    # Below: the lock is held.
+
+    def _due(self) -> bytes:
+        """Take what is to be sent, and the right to send it; b"" if somebody has that, or nothing is due."""
+        if self._writing:
+            return b""
+        data = self._engine.pending()
+        if self._deaf:
+            return b""
+        if self._unsent:
+            data = self._unsent + data
+            self._unsent = b""
+        self._writing = bool(data)
+        return data
+
+    def known(self, block: Block) -> Known:
+        """Return what the head *block* says."""
+        known = self._heads.get(id(block))
+        if known is None:
+            if len(self._heads) >= HEADS:
+                self._heads.clear()
+            known = self._heads[id(block)] = Known(block)
+        return known
+
+    def _measure(self) -> bool:
+        """Tell the pool how many streams there may be; say whether it is to look."""
+        before = self.capacity
+        self.capacity = 0 if self.closed or self._engine.closing else self._engine.limit
+        return self.capacity > before or (self.capacity == 0 and before > 0)
+
+
+class _Patience:
+    """How long a thread still waits: for *timeout* seconds since something happened, and to *deadline* at most."""
+
+    __slots__ = ("_deadline", "_seen", "_stream", "_timeout", "_until")
+
+    def __init__(self, stream: Stream, timeout: float | None, deadline: float | None) -> None:
+        self._stream = stream
+        self._timeout = timeout
+        self._deadline = inf if deadline is None else deadline
+        self._seen = stream.got
+        self._until = self._deadline
+        if timeout is not None:
+            self._until = min(monotonic() + timeout, self._deadline)
+
+    def left(self) -> float:
+        """Return the seconds that are left, threading.TIMEOUT_MAX at most; raise TimeoutError if none are."""
+        if self._until == inf:
+            return threading.TIMEOUT_MAX
+        left = self._until - monotonic()
+        if left <= 0:
+            self.look()
+            left = self._until - monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+        return left
+
+    def look(self) -> None:
+        """Start again if something of the body has come."""
+        if self._timeout is not None and self._stream.got != self._seen:
+            self._seen = self._stream.got
+            self._until = min(monotonic() + self._timeout, self._deadline)
+
+
+def has_head(stream: Stream) -> bool:
+    return stream.head is not None or stream.closed
+
+
+def is_whole(stream: Stream) -> bool:
+    return stream.ended or stream.closed or stream.buffered >= PREFETCH
+
+
+def has_body(stream: Stream) -> bool:
+    return stream.buffered > 0 or stream.ended or stream.closed
+
+
+def has_room(stream: Stream) -> bool:
+    return stream.room > 0 or stream.closed or stream.ended
+
+
+def _always(stream: Stream) -> bool:
+    return True
