@@ -66,6 +66,8 @@ class AsyncTransport(AsyncBaseTransport):
             idle_limit=idle_limit,
             max_age=max_age,
         )
+        if http2:
+            raise InvalidOption("http2=True cannot be had for tasks yet: leave it out, or use the library's own")
         if self._options.proxy is not None and self._options.proxy.url.scheme not in PORTS:
             raise InvalidOption("a SOCKS proxy cannot be had for tasks yet: use Transport, or the library's own")
         self._known: Known = {}

@@ -57,6 +57,8 @@ def in_connecting(library: Library, error: Exception) -> Exception:
         return library.error("ConnectTimeout")(message)
     if isinstance(error, OSError) and message.startswith(_TUNNEL):
         return library.error("ProxyError")(message.removeprefix(_TUNNEL))
+    if isinstance(error, http1.RemoteProtocolError):
+        return library.error("RemoteProtocolError")(message)
     if _refused_by_socks(error):
         return library.error("ProxyError")(message)
     return library.error("ConnectError")(message)
@@ -71,7 +73,9 @@ def in_receiving(library: Library, error: Exception) -> Exception:
     """Return what the library would raise where no response came, or it broke off."""
     if isinstance(error, http1.Truncated):
         return library.error("RemoteProtocolError")(NO_RESPONSE)
-    if isinstance(error, http1.RemoteProtocolError):
+    if isinstance(error, http1.LocalProtocolError):
+        return library.error("LocalProtocolError")(str(error))
+    if isinstance(error, http1.ProtocolError):
         return library.error("RemoteProtocolError")(str(error))
     return library.error("ReadTimeout" if isinstance(error, TimeoutError) else "ReadError")(str(error))
 

@@ -6,6 +6,7 @@ Each way out gives it back: the end of the body, close(), an error, a KeyboardIn
 from __future__ import annotations
 
 import itertools
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from .. import http1
 from ..errors import FewportsError
 from ..events import CloseReason
 from ..gated import GatedSocket
+from ..sync.stream import StreamWire
 from ..sync.wire import TOGETHER, Wire
 from ..urllib3 import HTTPConnection, HTTPConnectionPool
 from .errors import cut_short, in_connecting, in_receiving
@@ -26,6 +28,7 @@ from .message import Call, extensions_of, is_tunnel, traced_head
 from .network import NetworkStream
 from .trace import Step, complete, failed, started
 
+REPEATS = 8  # of a request that a server has not looked at; each time on another connection
 BACKOFF = 0.5  # seconds before the second time that a connection is tried again, doubled each time: httpcore's
 
 Trace = Callable[[str, dict[str, Any]], object]
@@ -46,7 +49,7 @@ class Exchange:
     __slots__ = (*("_call", "_conn", "_keeps", "_over", "_pool", "_route", "_trace", "_tunnel", "_wire"),)
 
     _conn: HTTPConnection
-    _wire: Wire
+    _wire: Wire | StreamWire
 
     def __init__(self, route: Route, call: Call, keeps: bool) -> None:
         self._route = route
@@ -62,16 +65,21 @@ class Exchange:
 
         A connection that cannot be made is tried *retries* times more.
         """
-        while True:
+        for tried in itertools.count():
             self._connect(retries)
             try:
-                self._send()
+                wire = self._wire
+                if isinstance(wire, Wire):
+                    self._send(wire)
+                else:
+                    self._send_stream(wire)
                 return self._respond(self._receive())
             except BaseException as error:
-                again = self._unanswered(error)
+                again = tried < REPEATS and self._unanswered(error)
                 self._break_off(CloseReason.PEER_CLOSED if again else CloseReason.DONE)
                 if not again:
                     raise
+        raise AssertionError("it returns or raises")
 
     def pieces(self, ahead: list[bytes]) -> Iterator[bytes]:
         """Give the body as it comes, after what is there already; the connection goes back with the last of it."""
@@ -79,7 +87,7 @@ class Exchange:
             raise self._call.library.error("StreamClosed")()
         reader = self._wire.reader
         try:
-            with self._step("http11.receive_response_body", request=True):
+            with self._step("receive_response_body", request=True):
                 yield from ahead
                 while not reader.done:
                     if piece := self._piece():
@@ -93,13 +101,14 @@ class Exchange:
         """Give the connection back; closed, if the body was not read to its end."""
         if self._over:
             return
-        with self._step("http11.response_closed"):
-            if self._tunnel or not self._wire.reader.done:
+        with self._step("response_closed"):
+            wire = self._wire
+            if self._tunnel or not wire.reader.done:
                 self._break_off(CloseReason.DONE)
                 return
             self._over = True
-            if not self._keeps or not self._wire.reader.reusable:
-                self._wire.part()
+            if isinstance(wire, Wire) and not (self._keeps and wire.reader.reusable):
+                wire.part()
                 self._conn.close()
             self._pool.give_back(self._conn)
 
@@ -111,9 +120,10 @@ class Exchange:
                 conn = self._pool._new_conn()  # type: ignore[assignment]
             assert conn is not None
             self._conn = conn
-            if conn.sock is None:
+            if conn.is_closed:
                 self._dial(conn, retries)
-            self._wire = conn._wired()
+            rider = conn.rider
+            self._wire = conn._wired() if rider is None else rider.begin(self._call.method)
         except BaseException:
             if conn is not None:
                 conn.close()
@@ -167,39 +177,82 @@ class Exchange:
             raise
         finally:
             conn.when_dialled = None
-        self._tell(complete(step, NetworkStream(call.library, conn.sock)))
+        self._tell(complete(step, NetworkStream(call.library, self._sock)))
 
-    def _send(self) -> None:
+    @property
+    def _sock(self) -> socket.socket | None:
+        rider = self._conn.rider
+        return self._conn.sock if rider is None else rider.carrier.sock
+
+    def _send(self, wire: Wire) -> None:
         """Send the request; a peer that takes no more of it may have answered already."""
-        call, conn, wire = self._call, self._conn, self._wire
+        call, conn = self._call, self._conn
         head, body = call.head(self._route.fields, self._route.front), call.body
         conn._sent = False
         wire.deadline = None
         wire.patience(call.timeout("write"))
         wire.reader.begin(call.method, sending=body is None, upgrade=call.fields.upgrade)
-        with self._step("http11.send_request_headers", request=True):
+        with self._step("send_request_headers", request=True):
             if body is not None and len(body) <= TOGETHER:
                 head, body = head + body, b""
-            going = self._push(head)
-        with self._step("http11.send_request_body", request=True):
+            going = self._push(wire, head)
+        with self._step("send_request_body", request=True):
             if body is None:
-                self._send_pieces(going)
+                self._send_pieces(wire, going)
             elif body and going:
-                self._push(body)
+                self._push(wire, body)
 
-    def _send_pieces(self, going: bool) -> None:
+    def _send_pieces(self, wire: Wire, going: bool) -> None:
         call, sent = self._call, 0
         for piece in call.request.stream if going else ():
             data = call.framed(piece, sent)
             sent += len(piece)
-            if data and not self._push(data):
+            if data and not self._push(wire, data):
                 return
-        if going and self._push(call.framed_end(sent)):
-            self._wire.reader.sent()
+        if going and self._push(wire, call.framed_end(sent)):
+            wire.reader.sent()
 
-    def _push(self, data: bytes) -> bool:
+    def _send_stream(self, wire: StreamWire) -> None:
+        """Send the request as a stream of HTTP/2; a body in pieces as they come."""
+        call, content = self._call, self._call.content
+        wire.timeout = call.timeout("write")
+        fields = call.stream_fields()
+        with self._step("send_request_headers", request=True):
+            try:
+                if content is None:
+                    wire.begin(fields)
+                else:
+                    wire.ask(fields, content)
+            except (OSError, http1.ProtocolError) as error:
+                raise self._unsent(error) from error
+        with self._step("send_request_body", request=True):
+            sent = 0
+            for piece in call.request.stream if content is None else ():
+                call.counted(piece, sent)
+                sent += len(piece)
+                self._push_stream(wire, piece)
+            if content is None:
+                call.counted_end(sent)
+                self._push_stream(wire, b"", end=True)
+
+    def _push_stream(self, wire: StreamWire, data: bytes, *, end: bool = False) -> None:
+        if not data and not end:
+            return
+        try:
+            wire.send(data, end=end)
+        except (OSError, http1.ProtocolError) as error:
+            raise self._unsent(error) from error
+
+    def _unsent(self, error: Exception) -> Exception:
+        """Return what the library would raise for a stream that could not be sent."""
+        library = self._call.library
+        if isinstance(error, TimeoutError):
+            return library.error("WriteTimeout")(str(error))
+        return in_receiving(library, error)
+
+    def _push(self, wire: Wire, data: bytes) -> bool:
         """Send *data*; False where the peer takes no more."""
-        conn, wire = self._conn, self._wire
+        conn = self._conn
         try:
             if conn._sent:
                 wire.sock.sendall(data)
@@ -212,11 +265,15 @@ class Exchange:
         return True
 
     def _receive(self) -> http1.Head:
-        with self._step("http11.receive_response_headers", request=True) as step:
+        wire, seconds = self._wire, self._call.timeout("read")
+        with self._step("receive_response_headers", request=True) as step:
             try:
-                self._wire.patience(self._call.timeout("read"))
-                head = self._wire.head()
-            except (OSError, http1.RemoteProtocolError) as error:
+                if isinstance(wire, Wire):
+                    wire.patience(seconds)
+                else:
+                    wire.timeout = seconds
+                head = wire.head()
+            except (OSError, http1.ProtocolError) as error:
                 raise in_receiving(self._call.library, error) from error
             if step is not None:
                 step.value = traced_head(head)
@@ -224,9 +281,10 @@ class Exchange:
 
     def _respond(self, head: http1.Head) -> Any:
         """Make the Response; where all of it is there already, the connection goes back before anybody reads."""
-        library, reader = self._call.library, self._wire.reader
+        library, wire = self._call.library, self._wire
+        reader = wire.reader
         self._tunnel = is_tunnel(head, self._call.method)
-        network = NetworkStream(library, self._conn.sock, reader.beyond)
+        network = NetworkStream(library, self._sock, wire.reader.beyond if isinstance(wire, Wire) else b"")
         ahead = [] if self._tunnel else self._ahead()
         stream: Any
         if reader.done and self._trace is None and not self._tunnel:
@@ -235,12 +293,14 @@ class Exchange:
         else:
             stream = Stream(self, ahead)
         extensions = extensions_of(head, network)
+        if isinstance(wire, StreamWire) and wire.stream is not None:
+            extensions["stream_id"] = wire.stream.id
         return library.response(head.status, headers=head.raw_fields(), stream=stream, extensions=extensions)
 
     def _ahead(self) -> list[bytes]:
         """Return what came of the body with the head."""
         reader = self._wire.reader
-        pieces = []
+        pieces: list[bytes] = []
         try:
             while piece := reader.take():
                 pieces.append(bytes(piece))
@@ -254,7 +314,7 @@ class Exchange:
             raise library.error("StreamClosed")()
         try:
             piece = wire.read_some()
-        except (OSError, http1.RemoteProtocolError) as error:
+        except (OSError, http1.ProtocolError) as error:
             raise in_receiving(library, error) from error
         if wire.failure is not None:
             raise cut_short(library, wire.reader.got, wire.reader.length) from wire.failure
@@ -263,10 +323,10 @@ class Exchange:
     def _unanswered(self, error: BaseException) -> bool:
         """Say whether to send the request again: on a connection that was kept it met the end of that."""
         cause = error.__cause__
-        if isinstance(cause, http1.Truncated) and not self._wire.reader.interim:
-            cause = ConnectionResetError()
         if not isinstance(cause, Exception) or self._call.content is None:
             return False
+        if isinstance(cause, http1.Truncated) and self._conn.rider is None and not self._wire.reader.interim:
+            cause = ConnectionResetError()
         return self._conn.unanswered(self._call.method, cause)
 
     def _break_off(self, reason: CloseReason) -> None:
@@ -283,6 +343,8 @@ class Exchange:
         """Have the trace, if there is one, told of what begins and ends here."""
         if self._trace is None:
             return _SILENT
+        if "." not in name:
+            name = f"{'http11' if isinstance(self._wire, Wire) else 'http2'}.{name}"
         return _Told(self._trace, name, {"request": self._call.traced()} if request else {})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .. import http1
+from ..http2.message import header_fields
 from .libraries import library_of
 from .trace import core_request
 
@@ -15,7 +16,7 @@ PRESETS = 256  # different sets of header fields that a transport remembers as b
 REMEMBERED = 2048  # bytes of such a set at most
 PORTS = {"http": 80, "https": 443}
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
-_VERSIONS = {11: b"HTTP/1.1", 10: b"HTTP/1.0"}
+_VERSIONS = {20: b"HTTP/2", 11: b"HTTP/1.1", 10: b"HTTP/1.0"}
 
 RawFields = tuple[tuple[bytes, bytes], ...]
 
@@ -88,21 +89,36 @@ class Call:
         except http1.LocalProtocolError as error:
             raise self.library.error("LocalProtocolError")(str(error)) from error
 
+    def stream_fields(self) -> tuple[http1.Field, ...]:
+        """Return what is sent as the head of a stream of HTTP/2."""
+        host, *fields = self.fields.raw
+        authority = host[1].decode("latin-1")
+        target = self.target.decode("latin-1")
+        named = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+        pseudo = ((":method", self.method), (":authority", authority), (":scheme", self.origin.scheme))
+        return (*pseudo, (":path", target), *header_fields(named))
+
     def framed(self, piece: bytes, sent: int) -> bytes:
         """Return a *piece* of the body as it is sent, after *sent* bytes of it."""
+        self.counted(piece, sent)
         if self.fields.chunked:
             return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
-        if sent + len(piece) > (self.fields.length or 0):
-            raise self.library.error("LocalProtocolError")("Too much data for declared Content-Length")
         return piece
 
     def framed_end(self, sent: int) -> bytes:
         """Return what comes after a body of *sent* bytes."""
-        if self.fields.chunked:
-            return http1.LAST_CHUNK
-        if sent < (self.fields.length or 0):
+        self.counted_end(sent)
+        return http1.LAST_CHUNK if self.fields.chunked else b""
+
+    def counted(self, piece: bytes, sent: int) -> None:
+        """Refuse a *piece* that goes beyond what was announced, after *sent* bytes."""
+        if not self.fields.chunked and sent + len(piece) > (self.fields.length or 0):
+            raise self.library.error("LocalProtocolError")("Too much data for declared Content-Length")
+
+    def counted_end(self, sent: int) -> None:
+        """Refuse a body that ends after *sent* bytes if more were announced."""
+        if not self.fields.chunked and sent < (self.fields.length or 0):
             raise self.library.error("LocalProtocolError")("Too little data for declared Content-Length")
-        return b""
 
     def timeout(self, name: str) -> float | None:
         """Return the seconds for *name*, one of connect, read, write and pool."""
@@ -140,8 +156,8 @@ class Call:
         data: bytes
         (data,) = stream
         if data or self.fields.length:
-            self.framed(data, 0)
-            self.framed_end(len(data))
+            self.counted(data, 0)
+            self.counted_end(len(data))
         return data
 
 
@@ -154,15 +170,16 @@ def front_of(call: Call) -> bytes:
 
 def extensions_of(head: http1.Head, stream: object) -> dict[str, Any]:
     """Return the extensions of a response."""
-    return {
-        "http_version": _VERSIONS[head.version],
-        "reason_phrase": head.reason.encode("latin-1"),
-        "network_stream": stream,
-    }
+    found = {"http_version": _VERSIONS[head.version], "network_stream": stream}
+    if head.version < 20:  # HTTP/2 has none
+        found["reason_phrase"] = head.reason.encode("latin-1")
+    return found
 
 
-def traced_head(head: http1.Head) -> tuple[bytes, int, bytes, list[tuple[bytes, bytes]]]:
+def traced_head(head: http1.Head) -> tuple[object, ...]:
     """Return a response head as an event shows it."""
+    if head.version == 20:
+        return head.status, head.raw_fields()
     return _VERSIONS[head.version], head.status, head.reason.encode("latin-1"), head.raw_fields()
 
 

@@ -55,9 +55,7 @@ class Options:
     ) -> None:
         if uds is not None:
             raise InvalidOption("uds= takes no port: for that, mount the library's own transport")
-        if http2:
-            raise InvalidOption("http2=True cannot be had yet: leave it out, or use the library's own transport")
-        if not http1:
+        if not http1 and not http2:
             raise InvalidOption("http1=False leaves nothing to speak: give http2=True, too")
         self.retries = retries
         self.local_address = local_address
@@ -68,7 +66,8 @@ class Options:
         if idle_limit is None:
             idle_limit = IDLE_LIMIT if limits is None else _expiry(limits, max_age)
         connections = CONNECTIONS if limits is None else limits.max_connections
-        self.gate = Gate(_bounded(budget, connections), sources, ledger, idle_limit, max_age)
+        protocol = ("auto" if http1 else True) if http2 else False
+        self.gate = Gate(_bounded(budget, connections), sources, ledger, idle_limit, max_age, protocol)
         self.proxy = _proxy(proxy)
         self._tls = (verify, cert, trust_env)
         self._contexts: dict[str, ssl.SSLContext] = {}
