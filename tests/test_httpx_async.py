@@ -49,6 +49,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+# httpx leaves generators of its own unfinished, which trio does not like.
+careless = pytest.mark.filterwarnings("ignore:.*ByteStream|.*BoundAsyncStream:pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
 def lib(request: pytest.FixtureRequest) -> ModuleType:
     module: ModuleType = request.param
@@ -338,8 +342,7 @@ def test_a_connection_is_kept_and_used_again(lib: ModuleType, way: str, server: 
         assert door.stats()["accepted"] - before == 1
 
 
-# httpx leaves a generator of its own unfinished, which trio does not like.
-@pytest.mark.filterwarnings("ignore:.*BoundAsyncStream:pytest.PytestUnraisableExceptionWarning")
+@careless
 def test_a_response_that_is_closed_early_gives_all_back(lib: ModuleType, way: str, server: Door) -> None:
     """Whoever leaves a response in the middle leaves no connection in use: it is closed, and the next one works."""
     book = fewports.Ledger()
@@ -384,6 +387,7 @@ def test_a_small_body_gives_its_connection_back_before_it_is_read(lib: ModuleTyp
     assert with_client(way, lib, AsyncTransport(ledger=book), look) == (0, 1, 0)
 
 
+@careless
 def test_whoever_is_cancelled_leaves_nothing_in_use(lib: ModuleType, way: str, server: Door, secure: Door) -> None:
     """Requests that are cancelled at any point give everything back; as many as before can be made afterwards."""
     book = fewports.Ledger()

@@ -130,7 +130,11 @@ async def run(route: Route, call: Call, retries: int, keeps: bool) -> Any:
         async with _Told(trace, "connection.retry", {}) if trace else _SILENT:
             await anyio.sleep(BACKOFF * 2 ** (tried - 1) if tried else 0.0)
         tried += 1
-    return await _respond(exchange, call, trace, keeps and not fields.close)
+    try:
+        return await _respond(exchange, call, trace, keeps and not fields.close)
+    except BaseException:
+        await exchange.release()
+        raise
 
 
 def translated(library: Library, error: Exception) -> Exception:

@@ -92,8 +92,10 @@ class Transport(BaseTransport):
     def _find_route(self, call: Call) -> Route:
         origin, proxy = call.origin, self._options.proxy
         options: dict[str, Any] = {}
-        if origin.scheme == "https" and origin.sni:
-            options["server_hostname"] = origin.sni
+        if origin.scheme == "https":
+            options["ssl_context"] = self._options.ssl_context(call.library)
+            if origin.sni:
+                options["server_hostname"] = origin.sni
         forwarded = proxy is not None and origin.scheme == "http" and proxy.url.scheme in PORTS
         if forwarded and proxy.url.scheme == "https":
             options["ssl_context"] = self._options.proxy_context(call.library)
@@ -115,7 +117,6 @@ class Transport(BaseTransport):
     def _new_manager(self, library: Library) -> PoolManager:
         options, proxy = self._options, self._options.proxy
         keywords: dict[str, Any] = {"gate": options.gate, "maxsize": options.kept, "num_pools": ORIGINS}
-        keywords["ssl_context"] = options.ssl_context(library)
         if options.local_address is not None:
             keywords["source_address"] = (options.local_address, 0)
         if options.socket_options is not None:
