@@ -138,10 +138,15 @@ class Dialing(Generic[C]):
         clock = self._floor.clock
         while True:
             now = clock()
-            best = self._best(now)
-            outcome = best if best is not None else (yield from self._reserve(self.plan.wants(now), now))
+            crowded = self._pool is not None and self._pool.crowded
+            outcome: object = None if crowded else self._best(now)
+            if outcome is None:
+                wants = self.plan.wants(now)
+                if refusal := self._refused(wants, now):
+                    yield from self._wait(*refusal)
+                outcome = self._delivered()
             if not isinstance(outcome, Lease):
-                return outcome
+                return cast(C, outcome)
             if (sock := self._open(outcome, now)) is None:
                 continue
             destination = outcome.want.space.destination
@@ -178,7 +183,9 @@ class Dialing(Generic[C]):
                 wants = self.plan.wants(now, flying)
                 if self._flying and (not wants or self.ledger.reserve(self._waiter, wants, now)):
                     return None
-                outcome = self._waiter.outcome or (yield from self._reserve(wants, now))
+                if self._waiter.outcome is None and (refusal := self._refused(wants, now)):
+                    yield from self._wait(*refusal)
+                outcome = self._delivered()
             if not isinstance(outcome, Lease):
                 return cast(C, outcome)
             if (sock := self._open(outcome, now)) is not None:
@@ -222,10 +229,12 @@ class Dialing(Generic[C]):
             return None
         return cast("Lease | None", self._waiter.outcome)
 
-    def _reserve(self, wants: Sequence[Want], now: float) -> Generator[Step, Sequence[GatedSocket], Lease | C]:
-        """Return a lease, or a connection that came free first; wait for either."""
+    def _refused(self, wants: Sequence[Want], now: float) -> tuple[Sequence[Want], Account] | None:
+        """Have a lease delivered, or say what to wait for, and who refuses it after all else was tried."""
         if not wants:
             raise self.plan.error or OSError(errno.EADDRNOTAVAIL, "name resolution gave no address")
+        if self._pool is not None and self._pool.crowded and (refuser := self.ledger.refuser(wants, now)):
+            return wants, refuser  # those who are in line before us have tried
         refuser = self.ledger.reserve(self._waiter, wants, now)
         for _ in range(NETWORK_TRIES if refuser and self.plan.bound.foreign else 0):
             wants = self.plan.wants(now)  # other addresses of the network
@@ -234,8 +243,10 @@ class Dialing(Generic[C]):
         while refuser and self._reclaim(wants, now):
             now = self._floor.clock()
             refuser = self.ledger.reserve(self._waiter, wants, now)
-        if refuser:
-            yield from self._wait(wants, refuser)
+        return (wants, refuser) if refuser else None
+
+    def _delivered(self) -> Lease | C:
+        """Return a lease, or a connection that came free first."""
         outcome = self._waiter.outcome
         if outcome is None:
             raise PoolClosed("the pool was closed while a request waited for a connection")
@@ -265,17 +276,21 @@ class Dialing(Generic[C]):
 
     def _reclaim(self, wants: Sequence[Want], now: float) -> bool:
         """Have one idle connection of another pool give way to us, unless the port of one is on its way."""
-        promise = self.ledger.seek(self._waiter, wants, now)
-        if promise is None:
+        # What is idle in our own pool is ours as it is: join() finds it. What is retired is not.
+        rivals = [
+            (account, holder)
+            for account, holders in self.ledger.rivals(wants, now)
+            for holder in holders
+            if holder is not self._pool or self._pool.retiring
+        ]
+        if not rivals or (promise := self.ledger.seek(self._waiter, wants, now)) is None:
             return False
         victim = lease = None
         try:
-            for account, holders in self.ledger.rivals(wants, now):
-                for holder in holders:
-                    # What is idle in our own pool is ours as it is: join() finds it. What is retired is not.
-                    if victim := holder.surrender(account, idle=holder is not self._pool):
-                        lease = victim.lease
-                        return True
+            for account, holder in rivals:
+                if victim := holder.surrender(account, idle=holder is not self._pool):
+                    lease = victim.lease
+                    return True
             return False
         finally:
             self.ledger.found(promise, lease)

@@ -48,6 +48,7 @@ class GatedSocket(socket.socket):
     reason = CloseReason.DONE
     passing = False  # the descriptor is about to move to a socket of ours
     copied = False  # there is another descriptor
+    ending: tuple[bool, int | None, bool] | None = None  # somebody else closes it, as entrust() has prepared
 
     def hold(self, lease: Lease) -> None:
         """Own *lease* from now on."""
@@ -57,7 +58,12 @@ class GatedSocket(socket.socket):
     def detach(self) -> int:
         """Hand out the descriptor. The port counts until the kernel says that it is free."""
         descriptor = super().detach()
-        _orphan(self)
+        ending, self.ending = self.ending, None
+        if ending is not None and self.lease is not None:  # it is closed already
+            lease, self.lease = self.lease, None
+            _given_back(self, lease, *ending)
+        else:
+            _orphan(self)
         return descriptor
 
     def dup(self) -> Self:
@@ -220,18 +226,11 @@ def gated(sock: object) -> Gated | None:
 
 
 def entrust(sock: GatedSocket) -> None:
-    """Give up the lease of *sock*, whose descriptor somebody else closes next; the kernel says when it is free.
-
-    The close is prepared as for our own.
-    """
-    lease, sock.lease = sock.lease, None
-    if lease is None or lease.state >= _RELEASED:
-        return
-    spare = (sock.reason is not _DONE and sock.reason in _SPARED) or lease.pressed
-    state = _state_before(sock, lease, spare)
-    flow = lease.flow
-    closed = _closed(flow, state, spare, sock.reason) if flow is not None and lease.ledger.heard else None
-    lease.ledger.orphan(lease, watch=True, closed=closed)
+    """Prepare the close that suits *sock*, whose descriptor somebody else closes next, and detaches after that."""
+    lease = sock.lease
+    if lease is not None and lease.state < _RELEASED:
+        spare = (sock.reason is not _DONE and sock.reason in _SPARED) or lease.pressed
+        sock.ending = lease.state == _OPEN, _state_before(sock, lease, spare), spare
 
 
 def let_go(sock: Gated) -> None:
@@ -247,12 +246,10 @@ def _close(sock: Gated, close: Callable[[Any], None]) -> None:
     if lease is None or lease.state >= _RELEASED or sys.is_finalizing():
         _shut(sock, close)
         return
-    ledger = lease.ledger
     stood = lease.state == _OPEN
     reason = sock.reason
     spare = (reason is not _DONE and reason in _SPARED) or lease.pressed
     state = _state_before(sock, lease, spare)
-    closed = None
     try:
         alone = unnamed.acquire(True, PATIENCE)  # as in _shut(): a call less for each connection
         try:
@@ -261,20 +258,25 @@ def _close(sock: Gated, close: Callable[[Any], None]) -> None:
             if alone:
                 unnamed.release()
     finally:
-        # Closed in SYN_SENT the port is free (fact 6j). With TIME_WAIT to come, and ports plenty, the
-        # kernel is asked when it matters; else now.
-        flow = lease.flow
-        if stood and flow is not None and ledger.heard:
-            closed = _closed(flow, state, spare, sock.reason)
-        if sock.copied:
-            ledger.orphan(lease, watch=True)
-        elif ledger.busy():
-            # Perhaps with us: a response that the garbage collector finds closes its socket in the middle of anything.
-            ledger.orphan(lease, time_wait=flow is not None, closed=closed)
-        else:
-            ledger.release(lease, monotonic(), time_wait=flow is not None, ask=spare or state != _ESTABLISHED)
-            if closed:
-                ledger.emit(closed)
+        _given_back(sock, lease, stood, state, spare)
+
+
+def _given_back(sock: Gated, lease: Lease, stood: bool, state: int | None, spare: bool) -> None:
+    """Give back the port of a socket that was just closed."""
+    # Closed in SYN_SENT the port is free (fact 6j). With TIME_WAIT to come, and ports plenty, the
+    # kernel is asked when it matters; else now.
+    ledger, flow, closed = lease.ledger, lease.flow, None
+    if stood and flow is not None and ledger.heard:
+        closed = _closed(flow, state, spare, sock.reason)
+    if sock.copied:
+        ledger.orphan(lease, watch=True)
+    elif ledger.busy():
+        # Perhaps with us: a response that the garbage collector finds closes its socket in the middle of anything.
+        ledger.orphan(lease, time_wait=flow is not None, closed=closed)
+    else:
+        ledger.release(lease, monotonic(), time_wait=flow is not None, ask=spare or state != _ESTABLISHED)
+        if closed:
+            ledger.emit(closed)
 
 
 def _orphan(sock: Gated) -> None:

@@ -332,6 +332,16 @@ class Pool(Generic[C]):
         self.add_place()
         return self.give_back(connection, now)
 
+    @property
+    def crowded(self) -> bool:
+        """Say whether somebody is in line."""
+        return bool(self._line)
+
+    @property
+    def retiring(self) -> bool:
+        """Say whether some connections wait for their peers to close them."""
+        return bool(self._retired)
+
     def quiet(self) -> list[C]:
         """Return the connections that nobody uses."""
         with self._lock:

@@ -15,7 +15,6 @@ A request that met the end of a connection that was kept has been repeated by th
 bytes, or an iterable of them, sync or async, sent in chunks unless the fields have a Content-Length.
 """
 
-from .connection import Body, Exchange, Fields, Request, Times
 from .errors import (
     Disconnected,
     ExchangeError,
@@ -28,7 +27,9 @@ from .errors import (
     TlsFailed,
     TunnelRefused,
 )
+from .exchange import Exchange
 from .pool import OriginPool, Route, Tunnel
+from .request import Body, Fields, Request, Times
 from .seam import Loop, Tls, here
 
 __all__ = [

@@ -19,12 +19,11 @@ from weakref import WeakSet
 
 from ..events import CloseReason
 from ..gated import GatedSocket, entrust
-from ..pool import Pool
-from .seam import RECEIVE, Receiver, Tls, close_idle
+from .seam import RECEIVE, Receiver, Tls
 
 SLACK = 0.001  # seconds by which a timer of the loop may be early
 
-_keepers: dict[AbstractEventLoop, tuple[AsyncGenerator[None, None], WeakSet[Pool[Any]]]] = {}
+_keepers: dict[AbstractEventLoop, tuple[AsyncGenerator[None, None], WeakSet[Receiver]]] = {}
 
 
 class AsyncioLoop:
@@ -75,21 +74,22 @@ class AsyncioLoop:
     def link(self, sock: GatedSocket, receiver: Receiver) -> AsyncioLink:
         return AsyncioLink(self, sock, receiver)
 
-    def call(self, work: Callable[[], object]) -> None:
+    def call(self, work: Callable[[], object]) -> bool:
         try:
             self.loop.call_soon_threadsafe(work)
         except RuntimeError:  # it is closed
-            work()
+            return False
+        return True
 
-    async def keep(self, pool: Pool[Any]) -> None:
+    async def keep(self, receiver: Receiver) -> None:
         for loop in [loop for loop in _keepers if loop.is_closed()]:
             del _keepers[loop]
         if self.loop not in _keepers:
-            pools: WeakSet[Pool[Any]] = WeakSet()
-            keeper = _keep(self.loop, pools)
-            _keepers[self.loop] = keeper, pools
+            receivers: WeakSet[Receiver] = WeakSet()
+            keeper = _keep(self.loop, receivers)
+            _keepers[self.loop] = keeper, receivers
             await anext(keeper)
-        _keepers[self.loop][1].add(pool)
+        _keepers[self.loop][1].add(receiver)
 
     async def rest(self) -> None:
         for _ in range(2):  # a transport closes its socket one step after it was told to, uvloop's two
@@ -135,7 +135,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
     """See Link."""
 
     __slots__ = (
-        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_timer", "_transport"),
+        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_poll", "_timer", "_transport"),
         *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
     )
 
@@ -151,6 +151,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self._future: Future[None] | None = None
         self._timer: TimerHandle | None = None
         self._due = inf
+        self._poll: select.poll | None = None
         self._transport: Any = None
         self._lower: Any = None  # the transport under TLS
 
@@ -178,6 +179,11 @@ class AsyncioLink(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self.closed and self._lower is self._transport and self.loop.direct:
             self._last_words()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not (self.closed or self.loop.direct):
+            entrust(self.sock)  # uvloop closes it next
         self.lost = True
         if not self.closed:
             self.receiver.ended(exc)
@@ -198,9 +204,10 @@ class AsyncioLink(asyncio.BufferedProtocol):
         await self.loop.loop.create_connection(lambda: self, sock=self.sock)
 
     def silent(self) -> bool:
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return not poll.poll(0)
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
+        return not self._poll.poll(0)
 
     def write(self, data: bytes | memoryview) -> bool:
         transport = self._transport
@@ -260,10 +267,8 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self.sock.reason = reason
         if self.sock.fileno() < 0:  # in a forked child: the loop, and what it watches, are the parent's
             return
-        if self.loop.here or self.loop.loop.is_closed():
+        if self.loop.here or not self.loop.call(self._close):
             self._close()
-        else:
-            self.loop.call(self._close)
 
     def _close(self) -> None:
         if self._timer is not None:
@@ -314,12 +319,13 @@ def _ring(future: Future[None]) -> None:
         future.set_result(None)
 
 
-async def _keep(loop: AbstractEventLoop, pools: WeakSet[Pool[Any]]) -> AsyncGenerator[None, None]:
+async def _keep(loop: AbstractEventLoop, receivers: WeakSet[Receiver]) -> AsyncGenerator[None, None]:
     """Be closed with the loop's other asynchronous generators, by asyncio.run(): that is how its end is noticed."""
     try:
         yield
     finally:
         _keepers.pop(loop, None)
-        close_idle(list(pools))
+        for receiver in list(receivers):
+            receiver.abandon()
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable
 from math import inf
 from time import monotonic
-from typing import NamedTuple
 
 from .. import http1
 from ..events import CloseReason
@@ -28,65 +26,24 @@ from ..ledger.account import Lease
 from ..pool import Pool, kept_until
 from ..sync.timer import timer
 from .errors import Disconnected, Stage, TimedOut
+from .exchange import Exchange
+from .request import Body, Fields, Presets, Request, Times
 from .seam import Link
 
 TOGETHER = 16384  # bytes of body that go out with the head in one call: one TLS record
 PORTION = 262144  # bytes of a large body that are handed to the loop at once: it copies what it cannot send
 HIGH, LOW = 262144, 65536  # bytes of body that nobody reads: nothing more is taken in, until so few are left
 PARTING = 0.002  # seconds for the FIN of a peer that announced it; on its way it is 0.1 ms behind the response
-PRESETS, REMEMBERED = 64, 2048  # sets of fields that are remembered as bytes, and their size at most
 ENDS = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)  # what says that the peer has ended it
 
 _NOTHING, _HEAD, _SOME, _WHOLE, _END = range(5)  # what is waited for
-
-Fields = tuple[http1.Field, ...]
-Body = bytes | Iterable[bytes] | AsyncIterable[bytes]
-
-
-class Times(NamedTuple):
-    """How long things may take, in seconds: each wait for the peer, and the one in line; *deadline* is monotonic."""
-
-    connect: float | None = None
-    read: float | None = None
-    write: float | None = None
-    pool: float | None = None
-    deadline: float | None = None
-
-    def within(self, seconds: float | None, now: float) -> float | None:
-        """Return *seconds*, or less if the deadline is nearer."""
-        if self.deadline is None:
-            return seconds
-        left = max(0.0, self.deadline - now)
-        return left if seconds is None else min(left, seconds)
-
-
-class Request(NamedTuple):
-    """What is asked for; *fields* are all that are sent, Host among them; *upgrade*: another protocol, if it may be."""
-
-    method: str
-    target: str
-    fields: Fields = ()
-    body: Body | None = None
-    upgrade: bool = False
-
-
-class Presets(dict[Fields, Preset]):
-    """Sets of fields as bytes, for the requests to one origin."""
-
-    def __missing__(self, fields: Fields) -> Preset:
-        preset = Preset(fields)
-        if len(preset.lines) <= REMEMBERED:
-            if len(self) >= PRESETS:
-                self.clear()
-            self[fields] = preset
-        return preset
 
 
 class Connection:
     """One HTTP/1.1 connection of a pool."""
 
     __slots__ = (
-        *("_ended", "_failure", "_held", "_pieces", "_presets", "_sent", "_wants"),
+        *("__weakref__", "_ended", "_failure", "_held", "_pieces", "_presets", "_sent", "_streamed", "_wants"),
         *("aged", "busy", "expires", "home", "idle_since", "lease", "link", "reader", "used"),
     )
     link: Link
@@ -107,6 +64,7 @@ class Connection:
         self._failure: Exception | None = None
         self._ended = False
         self._sent = False  # something of the request
+        self._streamed = 0  # bytes of its body
         self._wants = _NOTHING
 
     # What the pool asks.
@@ -115,7 +73,9 @@ class Connection:
         """Say whether a request may go out, after being idle."""
         # The loop has told what it knows. What may not be repeated asks the system as well.
         link = self.link
-        return not (link.closed or link.lost) and (method in http1.IDEMPOTENT or link.silent())
+        if link.closed or link.lost or not self.reader.reusable:
+            return False
+        return method in http1.IDEMPOTENT or link.silent()
 
     def end(self, reason: CloseReason) -> None:
         """Close, and say why; from any thread."""
@@ -215,8 +175,8 @@ class Connection:
             self._stray()
             return
         wants = self._wants
-        if wants and (
-            reader.done
+        if (
+            reader.done  # who still sends is to know, too
             or self._failure is not None
             or (wants == _HEAD and reader.head is not None)
             or (wants == _SOME and self._pieces)
@@ -241,6 +201,12 @@ class Connection:
             else:
                 self._failure = error
         self.link.wake()
+
+    def abandon(self) -> None:
+        """Close, and all that is idle in the pool with it."""
+        for other, reason in self.home.empty(for_good=True):
+            other.end(reason)
+        self.end(CloseReason.DONE)
 
     # What an exchange does.
 
@@ -389,110 +355,32 @@ class Connection:
 
     async def _stream(self, body: Body, chunked: bool, fields: Fields) -> bool:
         """Send *body* piece by piece; say whether all of it went out."""
-        count = 0
-        async with aclosing(_each(body)) as pieces:
-            async for piece in pieces:
-                if not piece:
-                    continue
-                count += len(piece)
-                data = b"%b%b\r\n" % (http1.chunk_head(len(piece)), piece) if chunked else piece
-                if not await self._put(data):
+        self._streamed = 0
+        if isinstance(body, AsyncIterable):
+            pieces = aiter(body)
+            try:
+                async for piece in pieces:
+                    if not await self._portion(piece, chunked):
+                        return False
+            finally:
+                if isinstance(pieces, AsyncGenerator):
+                    await pieces.aclose()  # it was begun here; trio warns of those that nobody ends
+        else:
+            for piece in (body,) if isinstance(body, bytes) else body:
+                if not await self._portion(piece, chunked):
                     return False
         if chunked:
             return await self._put(LAST_CHUNK)
         announced = next(int(value) for name, value in fields if _text(name).lower() == "content-length")
-        if count != announced:
-            raise LocalProtocolError(f"the body has {count} bytes, and Content-Length says {announced}")
+        if self._streamed != announced:
+            raise LocalProtocolError(f"the body has {self._streamed} bytes, and Content-Length says {announced}")
         return True
 
-
-class Exchange:
-    """A response: its *head*, and the body, which is read from its connection unless it is here, in ``body``.
-
-    The connection is given back at the end of the body, or by release(), which everybody calls in the end.
-    """
-
-    __slots__ = ("_connection", "body", "chunked", "encoded", "head", "length")
-
-    def __init__(self, connection: Connection, head: http1.Head, body: bytes | None) -> None:
-        reader = connection.reader
-        self.head = head
-        self.body = body
-        self.length = reader.length  # of the whole body, None where it is not known
-        self.chunked = reader.chunked
-        self.encoded = reader.encoded  # there is a Content-Encoding
-        self._connection = connection if body is None else None
-
-    @property
-    def connection(self) -> Connection | None:
-        """The connection, while it is in use."""
-        return self._connection
-
-    @property
-    def ready(self) -> bool:
-        """Say whether all of the body is here, so that read() waits for nothing."""
-        connection = self._connection
-        return connection is None or connection.whole
-
-    def forget(self) -> None:
-        """Leave the connection to somebody else: it is a tunnel now."""
-        self._connection = None
-
-    @property
-    def open(self) -> bool:
-        """Say whether the connection is still in use."""
-        return self._connection is not None
-
-    async def read(self) -> bytes:
-        """Return all that is left of the body; raises what piece() does."""
-        return await self._read(None, True)
-
-    async def piece(self, limit: int | None = None) -> bytes:
-        """Return what is there of the body, *limit* bytes at most; wait only for the first of it; b"" at its end.
-
-        Raises TimedOut, Disconnected, or RemoteProtocolError; the connection is closed then.
-        """
-        return await self._read(limit, False)
-
-    async def release(self) -> None:
-        """Give the connection back: to the pool if the body was read to its end, closed if not."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.settle()
-
-    async def _read(self, limit: int | None, whole: bool) -> bytes:
-        connection = self._connection
-        if connection is None:
-            return b""
-        try:
-            data = await connection.piece(limit, whole=whole)
-        except BaseException:
-            self._connection = None
-            connection.discard()
-            raise
-        if connection.reader.done and (whole or not connection.pending):
-            await self.release()
-        return data
-
-    def __del__(self) -> None:
-        connection = self._connection
-        if connection is not None:
-            connection.link.loop.call(connection.discard)
-
-
-async def _each(body: Body) -> AsyncGenerator[bytes, None]:
-    if isinstance(body, bytes):
-        yield body
-    elif isinstance(body, AsyncGenerator):
-        async with aclosing(body):
-            async for piece in body:
-                yield piece
-    elif isinstance(body, AsyncIterable):
-        async for piece in body:
-            yield piece
-    else:
-        for piece in body:
-            yield piece
+    async def _portion(self, piece: bytes, chunked: bool) -> bool:
+        if not piece:
+            return True
+        self._streamed += len(piece)
+        return await self._put(b"%b%b\r\n" % (http1.chunk_head(len(piece)), piece) if chunked else piece)
 
 
 def _text(name: str | bytes) -> str:

@@ -12,12 +12,12 @@ from typing import TypeVar
 
 from ..address import Destination
 from ..dial import To
-from ..dialing import Connect, Dialing, Endable, Floor, Limits, Queue, Step
+from ..dialing import Connect, Dialing, Endable, Floor, Limits, Queue
 from ..gated import GatedSocket, SocketOption
 from ..pool import Pool
 from ..sync import exit, fork  # noqa: F401 - what is to happen at exit and in a forked child
 from ..sync.timer import timer
-from .seam import Alarm, Loop
+from .seam import Loop
 
 C = TypeVar("C", bound=Endable)
 
@@ -42,7 +42,13 @@ async def dial(
         step = next(steps)
         while True:
             try:
-                ready = await _take(step, loop, alarm, limits.timeout)
+                ready: Sequence[GatedSocket] = ()
+                if isinstance(step, Queue):
+                    await alarm.wait(step.seconds)
+                elif isinstance(step, Connect):
+                    await _connect(step, loop, inf if limits.timeout is None else monotonic() + limits.timeout)
+                else:
+                    ready = await loop.writable(step.sockets, step.until)
             except BaseException as error:
                 step = steps.throw(error)  # a cancellation gives back what was taken, and comes out again
             else:
@@ -52,16 +58,6 @@ async def dial(
         return outcome
     finally:
         steps.close()
-
-
-async def _take(step: Step, loop: Loop, alarm: Alarm, timeout: float | None) -> Sequence[GatedSocket]:
-    if isinstance(step, Queue):
-        await alarm.wait(step.seconds)
-        return ()
-    if isinstance(step, Connect):
-        await _connect(step, loop, inf if timeout is None else monotonic() + timeout)
-        return ()
-    return await loop.writable(step.sockets, step.until)
 
 
 async def _connect(step: Connect, loop: Loop, until: float) -> None:

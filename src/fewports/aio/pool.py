@@ -26,7 +26,7 @@ from ..ledger.account import Waiter
 from ..pool import Limits, Place, Pool, PoolClosed
 from ..sync.dial import literal, resolve
 from ..sync.timer import timer
-from .connection import Connection, Exchange, Presets, Request, Times
+from .connection import Connection
 from .dial import dial
 from .errors import (
     Disconnected,
@@ -40,6 +40,8 @@ from .errors import (
     TlsFailed,
     TunnelRefused,
 )
+from .exchange import Exchange
+from .request import Presets, Request, Times
 from .seam import Loop, Tls
 
 _FOREVER = Times()
@@ -77,7 +79,6 @@ class OriginPool:
         self.route = route
         self.home: Pool[Connection] = Pool(limits)
         self._presets = Presets()
-        self._kept = False
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
 
     @property
@@ -106,6 +107,9 @@ class OriginPool:
             try:
                 exchange = await connection.exchange(request, times, whole)
             except BaseException as error:
+                if connection.clean and not connection.begun:  # what was asked for cannot be sent
+                    connection.give_back()
+                    raise
                 again = connection.unanswered(method, error) and _is_there(request, connection)
                 connection.discard(CloseReason.PEER_CLOSED if again else CloseReason.DONE)
                 if again:
@@ -133,8 +137,6 @@ class OriginPool:
 
     async def _obtain(self, found: Connection | Place | None, method: str, times: Times) -> Connection:
         """Wait for a place, and for a connection to put there. *found* is what the pool gave."""
-        if not self._kept:
-            await self._begin(found)
         while True:
             if found is None:
                 found = await self._place(times)
@@ -151,15 +153,6 @@ class OriginPool:
                 raise
             self.home.adopted()
             found = outcome
-
-    async def _begin(self, found: Connection | Place | None) -> None:
-        try:
-            await self.loop.keep(self.home)
-        except BaseException:
-            if found is not None:
-                self._return(found)
-            raise
-        self._kept = True
 
     async def _place(self, times: Times) -> Connection | Place:
         """Wait until a connection, or the place for one, comes free."""
@@ -219,6 +212,7 @@ class OriginPool:
         connection.link = link = self.loop.link(sock, connection)
         try:
             await link.open()
+            await self.loop.keep(connection)
             if route.tunnel is not None:
                 if route.tunnel.tls is not None:
                     await self._secure(connection, route.tunnel.tls, times)

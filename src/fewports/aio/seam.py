@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from ..events import CloseReason
 from ..gated import GatedSocket
-from ..pool import Pool
 
 RECEIVE = 65536  # bytes asked for at once; above 128 KiB malloc() maps pages and unmaps them again each time
 
@@ -39,6 +38,10 @@ class Receiver(Protocol):
 
     def ended(self, error: Exception | None) -> None:
         """Learn that nothing more comes: the peer has closed, or there was an *error*. May be told twice."""
+        ...
+
+    def abandon(self) -> None:
+        """Close: the loop ends."""
         ...
 
 
@@ -131,12 +134,12 @@ class Loop(Protocol):
         """Make a link of a connected socket, which it owns from then on."""
         ...
 
-    def call(self, work: Callable[[], object]) -> None:
-        """Have *work* done in the loop, or at once where that has ended. Takes no lock; for finalizers, too."""
+    def call(self, work: Callable[[], object]) -> bool:
+        """Have *work* done in the loop, from any thread or finalizer; False where that has ended."""
         ...
 
-    async def keep(self, pool: Pool[Any]) -> None:
-        """Have *pool* closed when the loop ends, should nobody have done it before."""
+    async def keep(self, receiver: Receiver) -> None:
+        """Have *receiver* told when the loop ends."""
         ...
 
     async def rest(self) -> None:
@@ -154,10 +157,3 @@ def here() -> Loop:
     from .trio_loop import TrioLoop
 
     return TrioLoop()
-
-
-def close_idle(pools: Iterable[Pool[Any]]) -> None:
-    """Close what nobody uses: the loop ends."""
-    for pool in pools:
-        for connection, reason in pool.empty(for_good=True):
-            connection.end(reason)

@@ -13,7 +13,6 @@ import ssl
 from collections.abc import Callable, Sequence
 from math import inf
 from time import monotonic
-from typing import Any
 from weakref import WeakSet
 
 import anyio
@@ -22,10 +21,9 @@ import trio
 
 from ..events import CloseReason
 from ..gated import GatedSocket
-from ..pool import Pool
-from .seam import RECEIVE, Receiver, Tls, close_idle
+from .seam import RECEIVE, Receiver, Tls
 
-_pools: trio.lowlevel.RunVar[WeakSet[Pool[Any]] | None] = trio.lowlevel.RunVar("fewports pools", None)
+_receivers: trio.lowlevel.RunVar[WeakSet[Receiver] | None] = trio.lowlevel.RunVar("fewports receivers", None)
 
 
 class TrioLoop:
@@ -61,19 +59,20 @@ class TrioLoop:
     def link(self, sock: GatedSocket, receiver: Receiver) -> TrioLink:
         return TrioLink(self, sock, receiver)
 
-    def call(self, work: Callable[[], object]) -> None:
+    def call(self, work: Callable[[], object]) -> bool:
         try:
             self.token.run_sync_soon(work)
         except trio.RunFinishedError:
-            work()
+            return False
+        return True
 
-    async def keep(self, pool: Pool[Any]) -> None:
-        pools = _pools.get()
-        if pools is None:
-            pools = WeakSet()
-            _pools.set(pools)
-            trio.lowlevel.spawn_system_task(_keep, pools, name="fewports keeper")
-        pools.add(pool)
+    async def keep(self, receiver: Receiver) -> None:
+        receivers = _receivers.get()
+        if receivers is None:
+            receivers = WeakSet()
+            _receivers.set(receivers)
+            trio.lowlevel.spawn_system_task(_keep, receivers, name="fewports keeper")
+        receivers.add(receiver)
 
     async def rest(self) -> None:
         await anyio.lowlevel.checkpoint()
@@ -190,7 +189,7 @@ class TrioLink:
         """Do nothing: nobody reads ahead."""
 
     def resume(self) -> None:
-        self._woken = False
+        """Do nothing, likewise."""
 
     async def secure(self, tls: Tls) -> ssl.SSLObject:
         session = Session(tls)
@@ -315,9 +314,10 @@ async def _first_writable(sock: GatedSocket, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _keep(pools: WeakSet[Pool[Any]]) -> None:
+async def _keep(receivers: WeakSet[Receiver]) -> None:
     """Be cancelled with the run, when all its tasks have ended: that is how its end is noticed."""
     try:
         await trio.sleep_forever()
     finally:
-        close_idle(list(pools))
+        for receiver in list(receivers):
+            receiver.abandon()

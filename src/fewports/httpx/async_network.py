@@ -51,6 +51,11 @@ class AsyncNetworkStream:
         if self._connection is not None:
             self._connection.link.wake()
 
+    def abandon(self) -> None:
+        """Close, and all that is idle in the pool with it: the loop ends."""
+        if self._connection is not None:
+            self._connection.abandon()
+
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         core = self._library.core
         try:

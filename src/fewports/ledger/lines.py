@@ -38,7 +38,9 @@ class Lines:
             if account not in waiter.lines:
                 waiter.lines = {*waiter.lines, account}
                 account.waiters.add(waiter)
-                self.full.add(account)
+                if account not in self.full:
+                    self.full.add(account)
+                    self._nudge()
                 heapq.heappush(account.line, (waiter.ticket, waiter))
 
     def leave(self, waiter: Waiter) -> None:

@@ -61,6 +61,8 @@ class Timer:
 
     def watch_ledger(self, ledger: Ledger) -> None:
         """Serve the line of *ledger* until nobody waits."""
+        if ledger in self._ledgers:
+            return  # as in watch_pool(); and whoever joined has nudged, if something is due earlier by that
         ledger.nudge = self.kick
         with self._lock:
             self._ledgers.add(ledger)

@@ -5,20 +5,18 @@ The common case goes straight to the engine of aio; what its answer means, by ur
 
 from __future__ import annotations
 
-import io
 import os
 import ssl
 import sys
 from collections import OrderedDict
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 from urllib.parse import urljoin
 from warnings import warn
 
 import anyio
 from urllib3 import HTTPHeaderDict
-from urllib3._request_methods import RequestMethods
 from urllib3.connection import HTTPConnection, port_by_scheme
 from urllib3.exceptions import (
     InsecureRequestWarning,
@@ -29,12 +27,11 @@ from urllib3.exceptions import (
     ProxyError,
     ProxySchemeUnknown,
     SSLError,
-    UnrewindableBodyError,
     URLSchemeUnknown,
 )
 from urllib3.exceptions import TimeoutError as HTTPTimeout
 from urllib3.util import Retry, Timeout, connection, parse_url
-from urllib3.util.request import body_to_chunks, rewind_body, set_file_position
+from urllib3.util.request import set_file_position
 from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
 from .. import aio
@@ -45,36 +42,14 @@ from ..ledger.local import Ledger
 from ..pool import AGE_LIMIT, IDLE_LIMIT
 from ..source import Sources
 from .async_pool import ENGINE, AsyncPool, Security, TlsOptions
+from .async_request import Asked, Manner, again, content, encoded, source
 from .async_response import AsyncResponse
 from .connection import WITHOUT_BODY, times_of
 from .gate import Gate
 from .manager import split_plain
 from .pool import REDIRECTS
 
-BLOCK = 16384  # bytes that a file is read by: http.client's
 _COMMON = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
-
-
-class Asked(NamedTuple):
-    """A request as it stands after redirects and retries, and the policy for what comes next."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    body: Any
-    policy: Retry
-    position: Any = None  # where the body, a file, began
-
-
-class Manner(NamedTuple):
-    """What is the same for a request and all that follow from it."""
-
-    preload: bool
-    decode: bool
-    redirect: bool
-    timeout: Any
-    pool: float | None
-    write: float | None
 
 
 class AsyncPoolManager:
@@ -159,7 +134,7 @@ class AsyncPoolManager:
         if headers is None:
             headers = self.headers
         if method not in _COMMON or fields is not None or json is not None or encoding:
-            method, url, headers, body = _encoded(method, url, body, fields, headers, json, encoding)
+            method, url, headers, body = encoded(method, url, body, fields, headers, json, encoding)
         policy = self.retries if retries is None else retries
         if not isinstance(policy, Retry):
             policy = Retry.from_int(policy, redirect=redirect)
@@ -169,14 +144,15 @@ class AsyncPoolManager:
         if pool is None or pool.prefix or pool.insecure or not (body is None or type(body) is bytes):
             position = set_file_position(body, None) if hasattr(body, "tell") else None
             manner = Manner(preload_content, decode_content, redirect, timeout, pool_timeout, write_timeout)
-            return await self._follow(Asked(method, url, headers, body, policy, position), manner)
+            return await self._follow(Asked(method, url, headers, source(body), policy, position), manner)
         assert found is not None
         if timeout is _DEFAULT_TIMEOUT and pool_timeout is None and write_timeout is None:
             times = self._usual or _times(self.timeout, None, None)
         else:
             times = _times(self.timeout if timeout is _DEFAULT_TIMEOUT else timeout, pool_timeout, write_timeout)
-        content = b"" if body is None and method not in WITHOUT_BODY else body
-        asked = aio.Request(method, found[2] or "/", pool.fields(headers), content)
+        if body is None and method not in WITHOUT_BODY:
+            body = b""
+        asked = aio.Request(method, found[2] or "/", pool.fields(headers) if headers else pool.bare, body)
         try:
             exchange = await pool.engine.exchange(asked, times, whole=preload_content)
         except (*ENGINE, aio.LoopChanged) as error:
@@ -239,8 +215,8 @@ class AsyncPoolManager:
         self, pool: AsyncPool, target: str, asked: Asked, manner: Manner
     ) -> AsyncResponse | aio.LoopChanged | Exception:
         """Make one request; what goes wrong with it is returned."""
-        content = _content(asked.body, asked.method)
-        request = aio.Request(asked.method, target, pool.fields(asked.headers), content)
+        fields = pool.fields(asked.headers)
+        request = aio.Request(asked.method, target, fields, content(asked.body, asked.method))
         times = self._allowed(manner)
         if pool.insecure:
             message = f"Unverified HTTPS request is being made to host '{pool.host}'."
@@ -266,7 +242,7 @@ class AsyncPoolManager:
             asked.method, target, error=fault, _pool=cast(Any, pool), _stacktrace=sys.exc_info()[2]
         )
         await _sleep(policy.get_backoff_time())
-        return _again(asked._replace(policy=policy))
+        return again(asked._replace(policy=policy))
 
     async def _after_response(
         self, pool: AsyncPool, target: str, asked: Asked, manner: Manner, response: AsyncResponse
@@ -285,7 +261,7 @@ class AsyncPoolManager:
             await response.drain()
             pause = policy.get_retry_after(seen) if policy.respect_retry_after_header else None
             await _sleep(pause or policy.get_backoff_time())
-            return _again(asked._replace(policy=policy))
+            return again(asked._replace(policy=policy))
         location = manner.redirect and response.get_redirect_location()
         if not location:
             return None
@@ -308,7 +284,7 @@ class AsyncPoolManager:
             return None
         await response.drain()
         following = Asked(method, url, headers, body, policy, asked.position)
-        return following if body is None else _again(following)
+        return following if body is None else again(following)
 
     def _locate(self, url: str) -> tuple[AsyncPool, str]:
         """Return the pool for *url*, and what is asked for there."""
@@ -362,24 +338,6 @@ class AsyncPoolManager:
         return self.gate.to(Origin(origin.scheme, host, origin.port), self._source_address)
 
 
-class _Encoding(RequestMethods):
-    """urllib3's ways to make a URL and a body of fields and JSON."""
-
-    def urlopen(self, method: str, url: str, **keywords: Any) -> Any:  # type: ignore[override]
-        return method, url, keywords
-
-
-def _encoded(
-    method: str, url: str, body: Any, fields: Any, headers: Mapping[str, str], json: Any, encoding: dict[str, Any]
-) -> tuple[str, str, Mapping[str, str], Any]:
-    unknown = set(encoding) - {"encode_multipart", "multipart_boundary"}
-    if unknown:
-        raise TypeError(f"request() got unexpected keyword arguments {', '.join(sorted(unknown))}")
-    done: Any = _Encoding().request(method, url, body, fields, headers, json, **encoding)
-    method, url, keywords = done
-    return method, url, keywords.get("headers", headers), keywords.get("body")
-
-
 def _times(timeout: Any, pool: float | None, write: float | None) -> aio.Times:
     if not isinstance(timeout, Timeout):
         timeout = Timeout.from_float(timeout)
@@ -397,41 +355,6 @@ def _final(status: int, policy: Retry, redirect: bool) -> bool:
 def _retried(error: Exception) -> bool:
     """Say whether urllib3 asks its Retry about *error*, and does not raise it at once."""
     return isinstance(error, (HTTPTimeout, ProtocolError, SSLError, ProxyError))
-
-
-def _content(body: Any, method: str) -> aio.Body | None:
-    """Return *body* as the engine takes it."""
-    if body is None:
-        return None if method in WITHOUT_BODY else b""
-    if isinstance(body, bytes):
-        return body
-    if isinstance(body, str):
-        return body.encode()
-    if isinstance(body, AsyncIterable):
-        return body
-    chunks, length = body_to_chunks(body, method, BLOCK)
-    if length is not None:
-        return b"".join(bytes(chunk) for chunk in chunks or ())
-    return _bytes(cast("Iterable[bytes | str]", chunks))
-
-
-def _bytes(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
-    for chunk in chunks:
-        yield chunk.encode() if isinstance(chunk, str) else bytes(chunk)
-
-
-def _again(asked: Asked) -> Asked:
-    """Make ready to send the body once more."""
-    body = asked.body
-    if hasattr(body, "tell") or asked.position is not None:
-        rewind_body(body, asked.position)
-    elif not isinstance(body, (bytes, str, type(None))) and _spent(body):
-        raise UnrewindableBodyError("The body was sent in part, and cannot be sent again: it is no file and no list.")
-    return asked
-
-
-def _spent(body: Any) -> bool:
-    return isinstance(body, io.IOBase) or hasattr(body, "__next__") or hasattr(body, "__anext__")
 
 
 async def _sleep(seconds: float) -> None:

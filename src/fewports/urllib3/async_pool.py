@@ -150,6 +150,7 @@ class AsyncPool:
         self._sets: dict[object, aio.Fields] = {}
         default = {"http": 80, "https": 443}[self.scheme]
         self.authority = self.host if self.port == default else f"{self.host}:{self.port}"
+        self.bare = self._made(())  # what is sent with no headers given
 
     def fields(self, headers: Mapping[str, str]) -> aio.Fields:
         """Return what is sent with *headers*: with Host, and what urllib3 adds."""

@@ -1,0 +1,88 @@
+"""A response, as the engine hands it out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import http1
+from ..events import CloseReason
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+
+class Exchange:
+    """A response: its *head*, and the body, which is read from its connection unless it is here, in ``body``.
+
+    The connection is given back at the end of the body, or by release(), which everybody calls in the end.
+    """
+
+    __slots__ = ("_connection", "body", "chunked", "encoded", "head", "length")
+
+    def __init__(self, connection: Connection, head: http1.Head, body: bytes | None) -> None:
+        reader = connection.reader
+        self.head = head
+        self.body = body
+        self.length = reader.length  # of the whole body, None where it is not known
+        self.chunked = reader.chunked
+        self.encoded = reader.encoded  # there is a Content-Encoding
+        self._connection = connection if body is None else None
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection, while it is in use."""
+        return self._connection
+
+    @property
+    def ready(self) -> bool:
+        """Say whether all of the body is here, so that read() waits for nothing."""
+        connection = self._connection
+        return connection is None or connection.whole
+
+    def forget(self) -> None:
+        """Leave the connection to somebody else: it is a tunnel now."""
+        self._connection = None
+
+    @property
+    def open(self) -> bool:
+        """Say whether the connection is still in use."""
+        return self._connection is not None
+
+    async def read(self) -> bytes:
+        """Return all that is left of the body; raises what piece() does."""
+        return await self._read(None, True)
+
+    async def piece(self, limit: int | None = None) -> bytes:
+        """Return what is there of the body, *limit* bytes at most; wait only for the first of it; b"" at its end.
+
+        Raises TimedOut, Disconnected, or RemoteProtocolError; the connection is closed then.
+        """
+        return await self._read(limit, False)
+
+    async def release(self) -> None:
+        """Give the connection back: to the pool if the body was read to its end, closed if not."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.settle()
+
+    async def _read(self, limit: int | None, whole: bool) -> bytes:
+        connection = self._connection
+        if connection is None:
+            return b""
+        try:
+            data = await connection.piece(limit, whole=whole)
+        except BaseException:
+            self._connection = None
+            connection.discard()
+            raise
+        if connection.reader.done and (whole or not connection.pending):
+            await self.release()
+        return data
+
+    def __del__(self) -> None:
+        # The garbage collector may call, in the middle of anything: no lock of a pool may be taken.
+        connection = self._connection
+        if connection is None or connection.link.sock.fileno() < 0:  # or in a forked child: it is the parent's
+            return
+        if not connection.link.loop.call(connection.discard):
+            connection.end(CloseReason.DROPPED)  # the pool is of a loop that has ended, and serves nobody

@@ -1,0 +1,680 @@
+"""What is asynchronous only: loops that change, end and fork, cancellation at every step, lines, and backpressure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import socket
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+import trio
+from faces import BODY, Aside, Door, counts, fresh_server, run_script, states, until, waiting
+from support.ledgers import disagreements
+from support.scripted import Peer, Scripted
+from support.servers import HttpServer
+from test_fork import forked, sockets
+from urllib3.exceptions import ClosedPoolError, HTTPError, MaxRetryError, ProtocolError, UnrewindableBodyError
+from ways import Way
+
+import fewports
+from fewports import aio
+
+LOOPS = ("asyncio", "uvloop", "trio")
+TORTURE = float(os.environ.get("FEWPORTS_TORTURE", "0.5"))  # seconds
+
+
+@pytest.fixture(params=LOOPS)
+def way(request: pytest.FixtureRequest) -> Way:
+    return Way(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def server(request: pytest.FixtureRequest) -> Iterator[Door]:
+    with fresh_server(tls=request.param) as running:
+        yield running
+
+
+def manager(server: Door, **options: Any) -> fewports.AsyncPoolManager:
+    options.setdefault("ledger", fewports.Ledger())
+    return fewports.AsyncPoolManager(ca_certs=server.ca_path, retries=False, **options)
+
+
+def used(http: fewports.AsyncPoolManager) -> int:
+    return sum(pool.engine.home.used for pool in http._pools.values())
+
+
+def tasks(way: Way) -> int:
+    """Count the tasks of the loop that is running, the one that asks left out."""
+    if way.name == "trio":
+        return trio.lowlevel.current_statistics().tasks_living - FIXED_TASKS
+    return len(asyncio.all_tasks()) - 1
+
+
+FIXED_TASKS = 4  # of trio: main, init, its own, and the one that notices the end of the run
+
+
+# Cancellation.
+
+
+async def _steps(number: int) -> None:
+    """Let the loop turn so many times."""
+    for _ in range(number):
+        await anyio.lowlevel.checkpoint()
+
+
+async def cancelled_after(turns: int, work: Callable[[], Coroutine[Any, Any, Any]]) -> bool:
+    """Run *work*, cancel it after so many turns of the loop; say whether it had ended."""
+    done = False
+
+    async def run() -> None:
+        nonlocal done
+        await work()
+        done = True
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        await _steps(turns)
+        if turns % 3 == 2:
+            await anyio.sleep(turns * 0.0001)  # as far as the network
+        group.cancel_scope.cancel()
+    return done
+
+
+def test_cancelled_at_every_step(way: Way, server: Door) -> None:
+    """Wherever a request is cancelled, what it had is given back: nothing is in use, and the next one is served."""
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        async with manager(server, ledger=book, maxsize=2, block=True) as http:
+
+            async def whole() -> None:
+                await http.request("GET", server.url + "/slow?s=0.002")
+
+            async def parts() -> None:
+                async with await http.request("POST", server.url + "/echo", body=_many(), preload_content=False) as r:
+                    async for _ in r.stream(10_000):
+                        pass
+
+            async def anew() -> None:
+                await http.request("GET", server.url + "/close")
+
+            for work in (whole, parts, anew):
+                for turns in range(40):
+                    await cancelled_after(turns, work)
+                    assert await way.until(lambda: used(http) == 0), (work, turns)
+            assert (await http.request("GET", server.url)).status == 200
+            assert await way.until(lambda: counts(book)[0] == 0)
+            assert tasks(way) == 0
+
+    way.run(case)
+
+
+async def _many() -> AsyncIterator[bytes]:
+    for _ in range(20):
+        yield b"x" * 10_000
+
+
+@pytest.mark.parametrize("what", ["a place", "a port"])
+def test_cancelled_in_line(way: Way, what: str) -> None:
+    """Who leaves the line leaves nothing in it, and who stands behind is served."""
+
+    async def case() -> None:
+        with fresh_server() as server:
+            book = fewports.Ledger(1 if what == "a port" else None)
+            options: dict[str, Any] = {"maxsize": 1, "block": True} if what == "a place" else {}
+            async with manager(server, ledger=book, **options) as http:
+                for turns in range(12):
+                    held = await http.request("GET", server.url + "/bytes?n=3000000", preload_content=False)
+                    assert not await cancelled_after(turns, lambda: http.request("GET", server.url))
+                    await held.read()
+                    assert (await http.request("GET", server.url)).json() == BODY
+                assert waiting(book) == used(http) == 0
+            assert server.stats()["accepted"] == 1
+
+    way.run(case)
+
+
+@pytest.mark.parametrize("what", ["a place", "a port"])
+@pytest.mark.parametrize("name", ["asyncio", "uvloop"])
+def test_a_grant_that_crosses_a_cancellation(name: str, what: str) -> None:
+    """What is granted in the very step in which its waiter is cancelled goes to the next in line, unused.
+
+    On trio there is no such step: a task that was woken runs on to its next wait.
+    """
+
+    async def case() -> None:
+        with fresh_server() as server:
+            book = fewports.Ledger(1 if what == "a port" else None)
+            options: dict[str, Any] = {"maxsize": 1, "block": True} if what == "a place" else {}
+            async with manager(server, ledger=book, **options) as http:
+                for _ in range(10):
+                    held = await http.request("GET", server.url + "/bytes?n=100", preload_content=False)
+                    first, then = (asyncio.ensure_future(http.request("GET", server.url)) for _ in range(2))
+                    await _steps(5)
+                    await held.read()  # gives it to the first
+                    first.cancel()
+                    assert (await then).json() == BODY
+                    assert first.cancelled()
+                assert waiting(book) == used(http) == 0
+            assert server.stats()["accepted"] == 1
+
+    Way(name).run(case)
+
+
+@pytest.mark.parametrize(("bound", "tls"), [("places", False), ("ports", True)])
+def test_torture(way: Way, bound: str, tls: bool) -> None:
+    """2,000 tasks on 8 connections, cancelled and timed out at random: afterwards 8 run at once, nothing is left."""
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        options: dict[str, Any] = {"maxsize": 8, "block": True} if bound == "places" else {"budget": 8}
+        async with manager(server, ledger=book, **options) as http:
+            chance = random.Random(7)
+            end = time.monotonic() + TORTURE
+            served = 0
+
+            async def suffer() -> None:
+                nonlocal served
+                while time.monotonic() < end:
+                    with anyio.move_on_after(chance.choice((0.01, 0.1, 1)) * chance.random()):
+                        with contextlib.suppress(HTTPError):
+                            await ask()
+                            served += 1
+
+            async def ask() -> None:
+                path = chance.choice(("/", "/slow?s=0.003", "/bytes?n=300000", "/chunked?n=50000", "/close"))
+                timeout = chance.choice((None, None, 0.005, 1))
+                preload = chance.random() < 0.5
+                response = await http.request(
+                    chance.choice(("GET", "POST")), server.url + path, preload_content=preload, timeout=timeout
+                )
+                if chance.random() < 0.7:
+                    await response.read()
+                if chance.random() < 0.9:
+                    await response.release()
+
+            async with anyio.create_task_group() as group:
+                for _ in range(2000):
+                    group.start_soon(suffer)
+            gc.collect()
+            assert served > 10
+            assert await way.until(lambda: used(http) == 0)
+            if bound == "ports":  # a FIN of ours that crossed the server's left a TIME_WAIT, for a second on loopback
+                assert await way.until(lambda: counts(book)[2] == 0)
+            began = time.monotonic()
+            replies = await way.all([lambda: http.request("GET", server.url + "/slow?s=0.3")] * 8)
+            assert [getattr(reply, "status", reply) for reply in replies] == [200] * 8
+            assert time.monotonic() - began < 0.6  # two rounds
+            assert await way.until(lambda: tasks(way) == 0)
+            assert waiting(book) == 0
+        assert disagreements() == []
+
+    with fresh_server(tls=tls) as server:
+        way.run(case)
+
+
+# Lines.
+
+
+@pytest.mark.parametrize("bound", ["places", "ports"])
+def test_who_came_first_is_served_first(way: Way, bound: str) -> None:
+    """A thousand requests at once on 10 connections take 10 ports and are served in their order."""
+
+    async def case() -> None:
+        options: dict[str, Any] = {"maxsize": 10, "block": True} if bound == "places" else {"budget": 10}
+        with fresh_server() as server:
+            async with manager(server, **options) as http:
+                order: list[int] = []
+
+                async def ask(number: int) -> None:
+                    await http.request("GET", server.url)
+                    order.append(number)
+
+                async with anyio.create_task_group() as group:
+                    for number in range(1000):
+                        group.start_soon(ask, number)
+                        if way.name == "trio":  # it begins its tasks in any order
+                            await _steps(1)
+                late = [
+                    number for place, number in enumerate(order) if abs(place - number) > 60
+                ]  # an answer may be slow
+
+                assert sorted(order) == list(range(1000))
+                assert late == []
+            assert server.stats()["accepted"] == 10
+
+    way.run(case)
+
+
+def test_a_thread_gives_back_the_port(way: Way) -> None:
+    """Who waits in a loop is woken when a thread closes, and a thread when a loop does: they share one ledger."""
+
+    async def case() -> None:
+        book = fewports.Ledger(fewports.Budget(1, wait=5))
+        with fresh_server() as server:
+            raw = fewports.create_connection(server.addresses[0], ledger=book)
+
+            def close() -> None:
+                assert until(lambda: waiting(book) == 1)
+                raw.close()
+
+            async with manager(server, ledger=book) as http:
+                closing = Aside(close)
+                assert (await http.request("GET", server.url)).json() == BODY
+                closing.result()
+                taking = Aside(lambda: fewports.create_connection(server.addresses[0], ledger=book))
+                assert await way.until(lambda: not taking.is_alive())  # the idle one gives way
+                taken = taking.result()
+                assert isinstance(taken, socket.socket)
+                taken.close()
+
+    way.run(case)
+
+
+def test_close_sends_away_who_waits(way: Way) -> None:
+    """aclose() ends the wait of others with ClosedPoolError; what is in use is closed when it comes back."""
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        with fresh_server() as server:
+            http = manager(server, ledger=book, maxsize=1, block=True)
+            held = await http.request("GET", server.url + "/bytes?n=3000000", preload_content=False)
+            ended: list[object] = []
+
+            async def ask() -> None:
+                try:
+                    await http.request("GET", server.url)
+                except ClosedPoolError as error:
+                    ended.append(error)
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                await _steps(10)
+                await http.aclose()
+            assert len(ended) == 1
+            assert counts(book)[:2] == (1, 0)
+            assert len(await held.read()) == 3_000_000
+            assert await way.until(lambda: counts(book)[:2] == (0, 0))
+            async with http:
+                assert (await http.request("GET", server.url)).json() == BODY
+
+    way.run(case)
+
+
+# Loops.
+
+
+def test_a_second_loop(way: Way, server: Door) -> None:
+    """A client that is used from another loop says so, the first loop goes on with it, and nothing is left."""
+
+    async def case() -> None:
+        async with manager(server) as http:
+            await http.request("GET", server.url)
+
+            def elsewhere() -> object:
+                with pytest.raises(aio.LoopChanged, match="another event loop"):
+                    Way("asyncio").run(lambda: http.request("GET", server.url))
+                with pytest.raises(aio.LoopChanged, match="another event loop"):
+                    Way("trio").run(lambda: http.request("GET", server.url))
+                return True
+
+            assert Aside(elsewhere).result()
+            assert (await http.request("GET", server.url)).json() == BODY
+        assert server.stats()["accepted"] == 1
+
+    way.run(case)
+
+
+def test_a_loop_that_has_ended(way: Way, server: Door) -> None:
+    """At the end of its loop a client's connections are closed, whoever forgot to; then it says what is wrong."""
+    book = fewports.Ledger()
+    http = manager(server, ledger=book)
+
+    async def case() -> None:
+        await way.all([lambda: http.request("GET", server.url + "/slow?s=0.05")] * 3)
+        assert counts(book)[:2] == (0, 3)
+
+    way.run(case)
+
+    assert counts(book)[:2] == (0, 0)
+    with pytest.raises(aio.LoopChanged):
+        way.run(lambda: http.request("GET", server.url))
+    assert states(server.port).get("ESTABLISHED", 0) == 0
+
+    async def again() -> None:
+        await http.aclose()
+        async with http:
+            assert (await http.request("GET", server.url)).json() == BODY
+
+    way.run(again)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["idle", "in use"])
+def test_a_loop_that_was_just_closed(server: Door, held: bool) -> None:
+    """Where nobody ends the loop's generators, aclose() in another loop, or the end of the client, closes all."""
+    book = fewports.Ledger()
+    http = manager(server, ledger=book)
+    loop = asyncio.new_event_loop()
+    path = "/bytes?n=3000000" if held else "/"
+    response = loop.run_until_complete(http.request("GET", server.url + path, preload_content=not held))
+    loop.close()
+
+    del response
+    gc.collect()
+    asyncio.run(http.aclose())
+
+    assert counts(book)[:2] == (0, 0)
+
+
+def test_a_client_that_is_forgotten(way: Way, server: Door) -> None:
+    """A client that nobody refers to is collected, and its connections are closed, while the loop goes on."""
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        http = manager(server, ledger=book)
+        await http.request("GET", server.url)
+        gone = weakref.ref(http)
+        assert counts(book)[:2] == (0, 1)
+        del http
+        gc.collect()
+
+        assert gone() is None
+        assert await way.until(lambda: counts(book)[:2] == (0, 0))
+
+    way.run(case)
+
+
+def test_a_fork_in_the_loop(way: Way, server: Door) -> None:
+    """The child drops what it inherited without a word, and makes its own; the parent reads on."""
+    if way.name == "uvloop":
+        pytest.skip("a loop of libuv does not survive a fork, and ends what it inherited itself")
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        async with manager(server, ledger=book) as http:
+            active = await http.request("GET", server.url + "/bytes?n=2000000", preload_content=False)
+            await http.request("GET", server.url)
+
+            def child() -> object:
+                before = [number for number in sockets() if number not in apart], book.usage()
+                status = Aside(lambda: asyncio.run(_status(http, server.url))).result()
+                return before, status
+
+            apart = [] if way.name == "trio" else sockets()[:0]
+            with forked(child) as answer:
+                assert answer == (([], []), 200)
+            assert len(await active.read()) == 2_000_000
+            assert (await http.request("GET", server.url)).json() == BODY
+        assert server.stats()["accepted"] == 3
+
+    way.run(case)
+
+
+async def _status(http: fewports.AsyncPoolManager, url: str) -> int:
+    return (await http.request("GET", url)).status
+
+
+ENDS = {
+    "all is left open": """
+async def main():
+    http = fewports.AsyncPoolManager(ca_certs=ca)
+    for address in (url, secure):
+        await http.request("GET", address)
+        kept.append(await http.request("GET", address + "/bytes?n=3000000", preload_content=False))
+    kept.append(http)
+""",
+    "an exception": """
+async def main():
+    async with fewports.AsyncPoolManager(ca_certs=ca) as http:
+        await http.request("GET", secure)
+        sys.exit()
+""",
+    "tasks are cancelled": """
+async def main():
+    http = fewports.AsyncPoolManager(ca_certs=ca, maxsize=1, block=True)
+    if sys.argv[4] == "trio":
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(http.request, "GET", secure + "/slow?s=5")
+            await trio.sleep(0.1)
+            nursery.cancel_scope.cancel()
+    else:
+        kept.extend(asyncio.ensure_future(http.request("GET", secure + "/slow?s=5")) for _ in range(5))
+        await asyncio.sleep(0.1)
+""",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_program_that_just_ends(way: Way, how: str) -> None:
+    """At the end of the program nothing is left, and nothing is said."""
+    start = f"""
+import sys, asyncio, fewports, logging
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # in this mode it tells of what is slow
+url, secure, ca, name = sys.argv[1:]
+kept = []
+{ENDS[how]}
+if name == "trio":
+    import trio
+    trio.run(main)
+elif name == "uvloop":
+    import uvloop
+    uvloop.run(main())
+else:
+    asyncio.run(main())
+"""
+    with fresh_server() as plain, fresh_server(tls=True) as secure:
+        done = run_script(start, plain.url, secure.url, secure.ca_path, way.name)
+
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert until(lambda: states(plain.port).get("ESTABLISHED", 0) == 0)
+
+
+# Bytes.
+
+
+def test_a_download_that_nobody_reads_stands_still(way: Way) -> None:
+    """A server can send no more than some buffers hold while nobody reads; then all of it comes."""
+    size = 60_000_000
+    sent = 0
+
+    def serve(peer: Peer) -> None:
+        nonlocal sent
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        piece = memoryview(bytes(1_000_000))
+        while sent < size:
+            sent += peer.sock.send(piece[: size - sent])
+
+    async def case() -> None:
+        with Scripted(serve) as peer:
+            async with fewports.AsyncPoolManager(retries=False, ledger=fewports.Ledger()) as http:
+                response = await http.request("GET", peer.url, preload_content=False)
+                before = -1
+                while before != sent:
+                    before = sent
+                    await way.sleep(0.1)
+                assert sent < size / 2
+                count = 0
+                async for piece in response.stream(1_000_000):
+                    count += len(piece)
+                assert count == size
+
+    way.run(case)
+
+
+def test_an_upload_that_nobody_reads(way: Way) -> None:
+    """What cannot be sent in time ends the request as it does in urllib3; the connection is closed."""
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        ended = threading.Event()
+        with Scripted(*[lambda peer: ended.wait(5)] * 2) as peer:  # type: ignore[arg-type,return-value,list-item]
+            async with fewports.AsyncPoolManager(retries=False, ledger=book) as http:
+                for body in (bytes(50_000_000), _without_end()):
+                    with pytest.raises(ProtocolError, match="timed out"):
+                        await http.request("POST", peer.url, body=body, write_timeout=0.1)
+                assert await way.until(lambda: counts(book)[:2] == (0, 0))
+            ended.set()
+
+    way.run(case)
+
+
+async def _without_end() -> AsyncIterator[bytes]:
+    while True:
+        yield bytes(100_000)
+
+
+def test_a_body_that_fails(way: Way, server: Door) -> None:
+    """What the caller's own iterable raises comes out as it is, and the connection is closed."""
+
+    async def case() -> None:
+        book = fewports.Ledger()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"x"
+            raise ZeroDivisionError
+
+        async with manager(server, ledger=book) as http:
+            with pytest.raises(ZeroDivisionError):
+                await http.request("POST", server.url + "/echo", body=body())
+            with pytest.raises(ValueError, match="Content-Length says 5"):
+                await http.request("POST", server.url + "/echo", body=[b"abc"], headers={"Content-Length": "5"})
+            assert await way.until(lambda: counts(book)[:2] == (0, 0))
+            fixed = await http.request(
+                "POST", server.url + "/echo", body=[b"ab", b"c"], headers={"Content-Length": "3"}
+            )
+            assert fixed.data == b"abc"
+
+    way.run(case)
+
+
+def test_what_can_be_read_only_once(way: Way) -> None:
+    """A body from a generator is sent again while nobody has begun to read it, and never after that."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"once"
+
+    async def case() -> None:
+        with Scripted(*[_read_and_reset] * 2) as peer:
+            async with fewports.AsyncPoolManager(retries=2, ledger=fewports.Ledger()) as http:
+                for once in (body(), iter([b"once"])):
+                    with pytest.raises(UnrewindableBodyError):
+                        await http.request("PUT", peer.url, body=once)
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        async with fewports.AsyncPoolManager(retries=2, ledger=fewports.Ledger()) as http:
+            unread = body()
+            with pytest.raises(MaxRetryError):
+                await http.request("PUT", url, body=unread)
+            assert [piece async for piece in unread] == [b"once"]
+
+    way.run(case)
+
+
+def _read_and_reset(peer: Peer) -> None:
+    peer.request()
+    peer.reset()
+
+
+def test_a_request_that_cannot_be_sent(way: Way, server: Door) -> None:
+    """What is no request is refused before a byte of it goes out, and the connection stays."""
+
+    async def case() -> None:
+        async with manager(server) as http:
+            await http.request("GET", server.url)
+            with pytest.raises(ValueError, match="CR, LF or NUL"):
+                await http.request("GET", server.url, headers={"X-A": "a\r\nX-B: b"})
+            assert (await http.request("GET", server.url)).json() == BODY
+        assert server.stats()["accepted"] == 1
+
+    way.run(case)
+
+
+def test_an_answer_to_an_upload_that_stands_still(way: Way) -> None:
+    """A server that answers, and reads no more, is heard; on trio, which does not read while it sends, in time."""
+    ended = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.sock.recv(1000)
+        peer.answer(b"enough", status="413 Too Large")
+        ended.wait(5)
+
+    async def case() -> None:
+        with Scripted(serve) as peer:
+            async with fewports.AsyncPoolManager(retries=False, ledger=fewports.Ledger()) as http:
+                response = await http.request("PUT", peer.url, body=bytes(50_000_000), write_timeout=3)
+                assert (response.status, response.data) == (413, b"enough")
+                ended.set()
+
+    if way.name == "trio":
+        pytest.skip("trio's link does not read while it sends")
+    way.run(case)
+
+
+def test_what_a_response_tells(way: Way, server: Door) -> None:
+    """The names are those of urllib3's response."""
+
+    async def case() -> None:
+        async with manager(server) as http:
+            async with await http.request("GET", server.url, preload_content=False) as response:
+                with pytest.raises(RuntimeError, match="was not read"):
+                    _ = response.data
+                assert not response.closed
+                await response.read()
+                assert response.json() == BODY
+                assert response.closed
+            assert response.geturl() == server.url
+            assert repr(response) == f"<AsyncResponse 200 GET {server.url}>"
+            assert response.get_redirect_location() is False
+            whole = await http.request("GET", server.url)
+            assert [await whole.read(5), await whole.read(), await whole.read()] == [
+                whole.data[:5],
+                whole.data[5:],
+                b"",
+            ]
+            assert [piece async for piece in (await http.request("GET", server.url)).stream()] == [whole.data]
+            with pytest.raises(TypeError, match="unexpected keyword"):
+                await http.request("GET", server.url, fields=None, unknown=1)
+            with pytest.raises(TypeError):
+                fewports.AsyncPoolManager(unknown=1)
+
+    way.run(case)
+
+
+def test_no_more_pools_than_allowed(way: Way) -> None:
+    """The origin that was not used for longest is forgotten, and its idle connections are closed."""
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        with fresh_server(ports=3) as server:
+            async with fewports.AsyncPoolManager(2, retries=False, ledger=book) as http:
+                for url in server.urls:
+                    await http.request("GET", url)
+                assert await way.until(lambda: counts(book)[:2] == (0, 2))
+                assert len(http._pools) == 2
+
+    way.run(case)
+
+
+def test_idle_connections_are_closed_in_time(way: Way) -> None:
+    """What was idle for too long is retired and closed by the timer, with no request made."""
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        with HttpServer(keepalive_timeout=0.3) as server:
+            async with fewports.AsyncPoolManager(retries=False, ledger=book, idle_limit=0.05) as http:
+                await http.request("GET", server.url)
+                assert await way.until(lambda: counts(book) == (0, 0, 0))
+
+    way.run(case)
