@@ -29,6 +29,7 @@ from fewports.errors import InvalidOption
 from fewports.events import CloseReason, ConnectionClosed
 from fewports.httpx import BudgetExhausted, NoUsableSource, Transport
 from fewports.testing import Captured
+from fewports.urllib3 import HTTPConnection
 
 REFUSED = "http://127.0.0.1:9/"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -169,13 +170,26 @@ def test_a_request_goes_out_in_one_piece(lib: ModuleType) -> None:
         ([("Host", "a"), ("Content-Length", "1")], [b"two"]),
         ([("Host", "a"), ("Content-Length", "5")], [b"two"]),
         ([("Host", "a"), ("Content-Length", "x")], b""),
+        ([("Host", "a"), ("Content-Length", "9" * 5000)], b""),
         ([("Host", "a"), ("Host", "b")], b""),
         ([("Host", "a"), ("Transfer-Encoding", "gzip")], b""),
         ([("Host", "a"), ("X-A", "b\r\nX-C: d")], b""),
         ([("Host", "a"), ("X A", "b")], b""),
         ([("X-A", "b")], b""),
     ],
-    ids=["too much", "too little", "too many pieces", "too few", "length", "hosts", "coding", "value", "name", "none"],
+    ids=[
+        "too much",
+        "too little",
+        "too many pieces",
+        "too few",
+        "length",
+        "long",
+        "hosts",
+        "coding",
+        "value",
+        "name",
+        "none",
+    ],
 )
 def test_a_request_that_must_not_be_sent(lib: ModuleType, headers: list[tuple[str, str]], content: Any) -> None:
     """What would not be one request with one meaning is a LocalProtocolError, of the library or of h11 in its own."""
@@ -531,6 +545,44 @@ def test_a_connection_that_the_server_closed_is_not_the_callers_problem(lib: Mod
         assert client.get(server.url).status_code == 200
         with pytest.raises(lib.RemoteProtocolError, match="disconnected without sending"):
             client.post(server.url)
+
+
+def test_a_body_in_pieces_is_kept_for_another_connection(lib: ModuleType) -> None:
+    """A request that could not be sent at all is sent again with a body that can be iterated once: nobody began to."""
+
+    def leave(peer: Peer) -> None:
+        peer.request()
+        peer.answer()
+        left.wait(5)
+        peer.reset()
+        reset.set()
+
+    def upload(content: Iterator[bytes]) -> bytes:
+        response = client.post(server.url, content=content)
+        return bytes(response.content)
+
+    left, reset = threading.Event(), threading.Event()
+    bodies: list[bytes] = []
+    with (
+        Scripted(leave, lambda peer: bodies.append(recorded(peer))) as server,
+        lib.Client(transport=Transport()) as client,
+    ):
+        client.get(server.url)
+        pool = next(iter(client._transport._routes.values())).pool
+        alive = HTTPConnection.alive
+
+        def just_before(conn: HTTPConnection) -> bool:
+            """Have the peer close after it was looked at."""
+            found = alive(conn)
+            left.set()
+            reset.wait(5)
+            return found
+
+        conn = pool.home.quiet()[0]
+        conn.alive = just_before.__get__(conn)
+        assert upload(pieces()) == b"ok"
+
+    assert bodies[0].endswith(b"0\r\n\r\n")
 
 
 def test_a_connection_is_closed_as_the_request_says(lib: ModuleType, server: Door) -> None:

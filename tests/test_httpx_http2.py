@@ -131,6 +131,17 @@ def test_max_connections_bounds_connections_and_not_streams(lib: ModuleType, sec
     assert secure.stats()["most_running"] >= 8
 
 
+def test_limits_may_keep_nothing(lib: ModuleType, secure: H2Server) -> None:
+    """With max_keepalive_connections=0 a shared connection ends with its last response."""
+    book = fewports.Ledger()
+    limits = lib.Limits(max_keepalive_connections=0)
+    with lib.Client(transport=Transport(verify=trusting(secure), ledger=book, limits=limits, **BOTH)) as client:
+        with client.stream("GET", secure.url + "/bytes?n=3000000") as response:
+            client.get(secure.url + "/hello")
+            assert len(response.read()) == 3_000_000
+        assert counts(book)[:2] == (0, 0)
+
+
 def test_a_server_without_http2_is_spoken_to_as_it_can(lib: ModuleType, old: Door) -> None:
     """With http2=True HTTP/1.1 is still what is spoken where the server chooses it; with http1=False it is an error."""
     with lib.Client(transport=Transport(verify=trusting(old), **BOTH)) as client:

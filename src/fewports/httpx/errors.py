@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from .. import errors, http1
-from .libraries import Library
-from .libraries import errors as of_each
+from .libraries import Library, of_each
 
 if TYPE_CHECKING:
     from httpx2 import ConnectError, PoolTimeout

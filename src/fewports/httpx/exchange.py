@@ -46,7 +46,7 @@ class Route(NamedTuple):
 class Exchange:
     """One request, on a connection that it has until the response is closed."""
 
-    __slots__ = (*("_call", "_conn", "_keeps", "_over", "_pool", "_route", "_trace", "_tunnel", "_wire"),)
+    __slots__ = (*("_begun", "_call", "_conn", "_keeps", "_over", "_pool", "_route", "_trace", "_tunnel", "_wire"),)
 
     _conn: HTTPConnection
     _wire: Wire | StreamWire
@@ -55,10 +55,11 @@ class Exchange:
         self._route = route
         self._pool = route.pool
         self._call = call
-        self._keeps = keeps and not call.fields.close
+        self._keeps = keeps
         self._trace: Trace | None = call.extensions.get("trace")
         self._over = True
         self._tunnel = False
+        self._begun = False  # to iterate the body, which can be done once
 
     def run(self, retries: int) -> Any:
         """Send the request and receive the head of the response; return the library's Response.
@@ -107,7 +108,10 @@ class Exchange:
                 self._break_off(CloseReason.DONE)
                 return
             self._over = True
-            if isinstance(wire, Wire) and not (self._keeps and wire.reader.reusable):
+            if isinstance(wire, StreamWire):
+                if not self._keeps:
+                    wire.carrier.expires = 0.0  # so it closes with its last stream
+            elif not self._keeps or self._call.fields.close or not wire.reader.reusable:
                 wire.part()
                 self._conn.close()
             self._pool.give_back(self._conn)
@@ -204,6 +208,7 @@ class Exchange:
 
     def _send_pieces(self, wire: Wire, going: bool) -> None:
         call, sent = self._call, 0
+        self._begun = going
         for piece in call.request.stream if going else ():
             data = call.framed(piece, sent)
             sent += len(piece)
@@ -227,6 +232,7 @@ class Exchange:
                 raise self._unsent(error) from error
         with self._step("send_request_body", request=True):
             sent = 0
+            self._begun = content is None
             for piece in call.request.stream if content is None else ():
                 call.counted(piece, sent)
                 sent += len(piece)
@@ -323,7 +329,7 @@ class Exchange:
     def _unanswered(self, error: BaseException) -> bool:
         """Say whether to send the request again: on a connection that was kept it met the end of that."""
         cause = error.__cause__
-        if not isinstance(cause, Exception) or self._call.content is None:
+        if not isinstance(cause, Exception) or self._begun:
             return False
         if isinstance(cause, http1.Truncated) and self._conn.rider is None and not self._wire.reader.interim:
             cause = ConnectionResetError()

@@ -65,7 +65,7 @@ else:
     SyncByteStream = _joined("SyncByteStream")
 
 
-def errors(name: str) -> tuple[type[Exception], ...]:
+def of_each(name: str) -> tuple[type[Exception], ...]:
     """Return the exception class called *name* of each library."""
     return tuple(library.error(name) for library in LIBRARIES)
 

@@ -14,6 +14,7 @@ from .trace import core_request
 
 PRESETS = 256  # different sets of header fields that a transport remembers as bytes,
 REMEMBERED = 2048  # bytes of such a set at most
+LENGTH = 19  # digits of a Content-Length: what a file offset can have
 PORTS = {"http": 80, "https": 443}
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _VERSIONS = {20: b"HTTP/2", 11: b"HTTP/1.1", 10: b"HTTP/1.0"}
@@ -204,7 +205,7 @@ def _read(raw: RawFields) -> Fields:
         # RFC 9112, section 6.2: not both. The libraries add Content-Length to a Transfer-Encoding that was given.
         raw = tuple(field for field in raw if field[0].lower() != b"content-length")
         length = None
-    if length is not None and not length.isdigit():
+    if length is not None and not (length.isdigit() and len(length) <= LENGTH):
         raise http1.LocalProtocolError("bad Content-Length")
     options = {option.strip() for option in said.get(b"connection", b"").split(b",")}
     return Fields(
