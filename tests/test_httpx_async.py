@@ -19,7 +19,7 @@ import pytest
 from faces import Door, counts, fresh_server, states, until, waiting
 from support.ns import in_namespace
 from support.scripted import Peer, Scripted
-from support.servers import HttpProxy
+from support.servers import HttpProxy, SocksProxy
 from test_httpx import (
     ENDS,
     REFUSED,
@@ -599,8 +599,6 @@ def test_what_cannot_be_had_is_refused() -> None:
     """What cannot be had behind the gate, or not yet for tasks, is refused when the transport is made."""
     with pytest.raises(InvalidOption, match="uds= takes no port"):
         AsyncTransport(uds="/tmp/socket")
-    with pytest.raises(InvalidOption, match="a SOCKS proxy cannot be had for tasks"):
-        AsyncTransport(proxy="socks5://127.0.0.1:1080")
 
 
 def test_options_of_a_socket(lib: ModuleType, way: str, server: Door) -> None:
@@ -752,6 +750,58 @@ def test_http_proxies(lib: ModuleType, way: str, server: Door, secure: Door, tls
         status, error = with_client(way, lib, wrong, refused)
         assert (status, type(error)) == (407, lib.ProxyError)
         assert str(error).startswith("407 ")
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_socks_proxies(lib: ModuleType, way: str, server: Door, secure: Door, scheme: str) -> None:
+    """Through a SOCKS proxy, which looks names up; a refusal of it is a ProxyError."""
+
+    async def get(client: Any) -> BaseException:
+        for url in (server.url, secure.url.replace("127.0.0.1", "localhost")):
+            for _ in range(2):
+                assert (await client.get(url)).json()["message"] == "hello"
+        return await raised(client, "GET", REFUSED)
+
+    with SocksProxy(credentials=("user", "pass")) as proxy:
+        place = f"127.0.0.1:{proxy.port}"
+        refused = with_client(
+            way, lib, AsyncTransport(proxy=f"{scheme}://user:pass@{place}", verify=trusting(secure)), get
+        )
+        assert proxy.stats()["tunnels"] == [f"127.0.0.1:{server.port}", f"localhost:{secure.port}"]
+        for who in ("", "user:wrong@"):
+            transport = AsyncTransport(proxy=f"{scheme}://{who}{place}")
+            error = with_client(way, lib, transport, lambda client: raised(client, "GET", server.url))
+            assert type(error) is lib.ProxyError
+    assert (type(refused), str(refused)) == (lib.ProxyError, "connection refused")
+
+
+@pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 400", b"\x05\x00"], ids=["nothing", "http", "half"])
+def test_what_is_no_socks_proxy(lib: ModuleType, way: str, greeting: bytes) -> None:
+    """Who speaks no SOCKS5, hangs up or says nothing more gives an error of the library, and leaves no connection."""
+    book = fewports.Ledger()
+
+    def answer(peer: Peer) -> None:
+        peer.sock.recv(100)
+        peer.send(greeting)
+        if greeting:
+            peer.end()
+
+    with Scripted(answer) as proxy:
+        transport = AsyncTransport(proxy=f"socks5://127.0.0.1:{proxy.port}", ledger=book)
+        timeout = lib.Timeout(5, connect=0.2)
+        error = with_client(
+            way, lib, transport, lambda client: raised(client, "GET", "http://a.test/", timeout=timeout)
+        )
+        assert until(lambda: counts(book)[:2] == (0, 0))
+
+    assert (
+        type(error)
+        is {
+            b"": lib.ProxyError,
+            b"HTTP/1.1 400": lib.ProxyError,
+            b"\x05\x00": lib.ConnectTimeout,
+        }[greeting]
+    )
 
 
 def test_what_a_proxy_is_sent(lib: ModuleType, way: str) -> None:

@@ -43,6 +43,7 @@ from .errors import (
 from .exchange import Exchange
 from .request import Presets, Request, Times
 from .seam import Loop, Tls
+from .socks import Socks, shake
 
 _FOREVER = Times()
 
@@ -60,7 +61,7 @@ class Route(NamedTuple):
 
     to: To
     tls: Tls | None = None
-    tunnel: Tunnel | None = None
+    tunnel: Tunnel | Socks | None = None
     options: Sequence[SocketOption] = ()
     family: socket.AddressFamily | int = socket.AF_UNSPEC
 
@@ -216,7 +217,10 @@ class OriginPool:
             if route.tunnel is not None:
                 if route.tunnel.tls is not None:
                     await self._secure(connection, route.tunnel.tls, times)
-                await self._tunnel(connection, route.tunnel, times)
+                if isinstance(route.tunnel, Socks):
+                    await self._shake(connection, route.tunnel, times)
+                else:
+                    await self._tunnel(connection, route.tunnel, times)
             if route.tls is not None:
                 await self._secure(connection, route.tls, times)
         except BaseException:
@@ -237,6 +241,19 @@ class OriginPool:
             raise (TlsFailed(str(error)) if isinstance(error, ssl.SSLError) else Disconnected(False)) from error
         except Exception as error:  # of the check
             raise TlsFailed(str(error)) from error
+
+    async def _shake(self, connection: Connection, socks: Socks, times: Times) -> None:
+        """Have a SOCKS proxy connect us."""
+        link = connection.link
+        link.patience, link.deadline = times.connect, times.deadline
+        try:
+            await shake(link, socks)
+        except TimeoutError as error:
+            raise TimedOut(Stage.CONNECT) from error
+        except OSError as error:
+            raise NotConnected(str(error)) from error
+        link.receiver = connection
+        link.patience = link.deadline = None
 
     async def _tunnel(self, connection: Connection, tunnel: Tunnel, times: Times) -> None:
         """Have the proxy connect us; what follows on the link is another conversation."""

@@ -147,6 +147,8 @@ def translated(library: Library, error: Exception) -> Exception:
         return library.error(_TIMEOUTS[error.stage])(str(error))
     if isinstance(error, aio.TunnelRefused):
         return library.error("ProxyError")(f"{error.status} {error.reason}")
+    if isinstance(error, aio.SocksRefused):
+        return library.error("ProxyError")(str(error))
     if isinstance(error, http1.LocalProtocolError):
         return library.error("LocalProtocolError")(str(error))
     cause = error.__cause__

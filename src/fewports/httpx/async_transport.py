@@ -20,6 +20,8 @@ from .libraries import AsyncBaseTransport, Library
 from .message import PORTS, Call, Known, Origin, front_of
 from .options import ORIGINS, Options
 
+SOCKS_PORT = 1080  # RFC 1928, section 3
+
 
 class AsyncTransport(AsyncBaseTransport):
     """In place of httpx's and httpx2's AsyncHTTPTransport, with its arguments; on asyncio and trio.
@@ -68,8 +70,6 @@ class AsyncTransport(AsyncBaseTransport):
         )
         if http2:
             raise InvalidOption("http2=True cannot be had for tasks yet: leave it out, or use the library's own")
-        if self._options.proxy is not None and self._options.proxy.url.scheme not in PORTS:
-            raise InvalidOption("a SOCKS proxy cannot be had for tasks yet: use Transport, or the library's own")
         self._known: Known = {}
         self._routes: dict[Origin, Route] = {}
         self._loop: aio.Loop | None = None
@@ -107,11 +107,14 @@ class AsyncTransport(AsyncBaseTransport):
             route = Route(self._pool(Place(origin.scheme, origin.host, origin.port), tls))
         else:
             url = proxy.url
-            place = Place(url.scheme, url.raw_host.decode("ascii"), url.port or PORTS[url.scheme])
+            place = Place(url.scheme, url.raw_host.decode("ascii"), url.port or PORTS.get(url.scheme, SOCKS_PORT))
             towards = None
             if url.scheme == "https":
                 towards = aio.Tls(options.proxy_context(call.library), place.host)
-            if tls is None:
+            if url.scheme not in PORTS:
+                user, password = proxy.raw_auth or (None, b"")
+                route = Route(self._pool(place, tls, aio.Socks(origin.host, origin.port, user, password)))
+            elif tls is None:
                 found = next((route.pool for route in self._routes.values() if route.front), None)
                 route = Route(found or self._pool(place, towards), front_of(call), options.proxy_fields())
             else:
@@ -126,7 +129,7 @@ class AsyncTransport(AsyncBaseTransport):
         context.set_alpn_protocols(["http/1.1"])
         return aio.Tls(context, name.rstrip("."))
 
-    def _pool(self, place: Place, tls: aio.Tls | None, tunnel: aio.Tunnel | None = None) -> Pool:
+    def _pool(self, place: Place, tls: aio.Tls | None, tunnel: aio.Tunnel | aio.Socks | None = None) -> Pool:
         options = self._options
         source = None if options.local_address is None else (options.local_address, 0)
         wanted = (*(options.socket_options or ()), *HTTPConnection.default_socket_options)
