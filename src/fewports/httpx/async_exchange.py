@@ -110,7 +110,8 @@ async def run(route: Route, call: Call, retries: int, keeps: bool) -> Any:
     elif not body and not fields.chunked:
         body = None
     asked = aio.Request(call.method, target, fields.raw, body, fields.upgrade)
-    times = aio.Times(*(call.timeout(name) for name in ("connect", "read", "write", "pool")))
+    seconds = call.timeouts.get
+    times = aio.Times(seconds("connect"), seconds("read"), seconds("write"), seconds("pool"))
     trace: Trace | None = call.extensions.get("trace")
     if trace is not None:
         times = Times(*times)

@@ -137,7 +137,7 @@ class Exchange:
 
     def _dial(self, conn: HTTPConnection, retries: int) -> None:
         call = self._call
-        conn.timeout, conn.wait = call.timeout("connect"), call.timeout("pool")
+        conn.timeout, conn.wait = call.timeouts.get("connect"), call.timeouts.get("pool")
         for tried in itertools.count():
             try:
                 if self._trace is not None:
@@ -194,7 +194,7 @@ class Exchange:
         head, body = call.head(self._route.fields, self._route.front), call.body
         conn._sent = False
         wire.deadline = None
-        wire.patience(call.timeout("write"))
+        wire.patience(call.timeouts.get("write"))
         wire.reader.begin(call.method, sending=body is None, upgrade=call.fields.upgrade)
         with self._step("send_request_headers", request=True):
             if body is not None and len(body) <= TOGETHER:
@@ -220,7 +220,7 @@ class Exchange:
     def _send_stream(self, wire: StreamWire) -> None:
         """Send the request as a stream of HTTP/2; a body in pieces as they come."""
         call, content = self._call, self._call.content
-        wire.timeout = call.timeout("write")
+        wire.timeout = call.timeouts.get("write")
         fields = call.stream_fields()
         with self._step("send_request_headers", request=True):
             try:
@@ -271,7 +271,7 @@ class Exchange:
         return True
 
     def _receive(self) -> http1.Head:
-        wire, seconds = self._wire, self._call.timeout("read")
+        wire, seconds = self._wire, self._call.timeouts.get("read")
         with self._step("receive_response_headers", request=True) as step:
             try:
                 if isinstance(wire, Wire):

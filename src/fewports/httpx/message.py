@@ -121,10 +121,10 @@ class Call:
         if not self.fields.chunked and sent < (self.fields.length or 0):
             raise self.library.error("LocalProtocolError")("Too little data for declared Content-Length")
 
-    def timeout(self, name: str) -> float | None:
-        """Return the seconds for *name*, one of connect, read, write and pool."""
-        timeouts: dict[str, float | None] = self.extensions.get("timeout") or {}
-        return timeouts.get(name)
+    @property
+    def timeouts(self) -> dict[str, float | None]:
+        """The seconds for connect, read, write and pool, as far as they are said."""
+        return self.extensions.get("timeout") or {}
 
     @property
     def body(self) -> bytes | None:
