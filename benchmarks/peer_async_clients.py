@@ -79,7 +79,7 @@ class Httpx(AsyncClient):
         place = self._place
         return {
             "limits": library.Limits(max_connections=place.threads, max_keepalive_connections=place.threads),
-            "timeout": library.Timeout(5, pool=None),
+            "timeout": library.Timeout(60, pool=None),  # its own 5 seconds pass while a crowd is launched
             "verify": self._context or True,
             "http2": place.http2,
         }

@@ -71,10 +71,14 @@ class Floor(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """*timeout* bounds each attempt to connect, *wait* the time in line beside the budget's own; both in seconds."""
+    """*timeout* bounds each attempt to connect, *wait* the time in line beside the budget's own; both in seconds.
+
+    *ticket* is the place in line of who has stood in one before.
+    """
 
     timeout: float | None = None
     wait: float | None = None
+    ticket: int | None = None
 
 
 def stands(lease: Lease, sock: GatedSocket, now: float) -> None:
@@ -115,6 +119,8 @@ class Dialing(Generic[C]):
         self._options = options
         self._pool = pool
         self._waiter = Waiter(floor.wake, pool)
+        if limits.ticket is not None:
+            self._waiter.ticket = limits.ticket
         self._lined = False  # stood in line
         self._waited = 0.0
         self._flying: dict[int, tuple[GatedSocket, Lease, float]] = {}  # by descriptor, with the deadline

@@ -89,7 +89,7 @@ class Connection:
         """Do nothing in a forked child: the socket is gone."""
 
     def tidy(self) -> None:
-        """Do nothing: it is of one exchange, which reads what comes."""
+        """Do nothing: the loop takes in what comes."""
 
     def fileno(self) -> int:
         return -1 if self.link.closed else self.link.sock.fileno()

@@ -142,8 +142,12 @@ class TrioLink:
         for session in reversed(self._sessions):
             data = session.seal(data)
         if self._unsent:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 del self._unsent[: self.sock.send(self._unsent)]
+            except BlockingIOError:
+                pass
+            except ConnectionError as error:
+                raise BrokenPipeError("the connection is closed") from error
         if not self._unsent:
             try:
                 count = self.sock.send(data)

@@ -1,18 +1,17 @@
 """One HTTP/2 connection of a client. Decides what each frame means for which stream, and when the connection
 must end; has no socket and no clock, and takes no lock: its owner holds one around each call.
 
-Sections are those of RFC 9113 unless another RFC is named. h2 keeps the states, the settings and the windows for what
-we send. Before it sees a frame, the frame is looked at here, and these never get there:
+Sections are those of RFC 9113 unless another RFC is named. h2 keeps the settings, and the windows for what we send: it
+knows the streams that send a body, and no others. Of what comes it sees SETTINGS and WINDOW_UPDATE. It never sees
 
 frame                            because
-too large                        h2 would wait for all of it first
+HEADERS, CONTINUATION            h2 takes 40 us for a head, and does not know the rules of fields.py
+DATA                             h2 copies it thrice, and resets a stream again for each that comes late
 PING                             h2 would queue any number of answers
 GOAWAY                           h2 would refuse every frame after it, and forget what is to be sent
+RST_STREAM                       for streams that it does not know
 PUSH_PROMISE                     we forbid it, so that it is an error anywhere
 PRIORITY, unknown types          nothing to do
-DATA                             h2 copies it thrice, and resets a stream again for each that comes late
-
-Of a header block h2 sees the status only (hpack.py); the rules for fields are in fields.py.
 
 State: ``_live`` has the open streams, ``_left`` those that we reset, whose frames may still come; ``_reserved``
 counts the seats that are not used yet. A seat is held by each of the first and the last.
@@ -23,28 +22,21 @@ Long, because the frames, the flow control and the ways to end share that state.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
-from h2.events import (
-    InformationalResponseReceived,
-    RemoteSettingsChanged,
-    ResponseReceived,
-    StreamEnded,
-    TrailersReceived,
-    WindowUpdated,
-)
+from h2.events import RemoteSettingsChanged, WindowUpdated
 from h2.events import StreamReset as ResetReceived
-from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes
 
 from ..errors import InvalidOption
 from ..http1 import Field
-from .errors import Code, ConnectionFailed, LocalProtocolError, Malformed, StreamReset, Unprocessed, code_name
+from .blocks import Blocks
+from .errors import Code, ConnectionFailed, LocalProtocolError, StreamReset, Unprocessed, code_name
 from .fields import Request, check_request
 from .frames import (
     ACK,
     CONTINUATION,
     DATA,
-    END_HEADERS,
     END_STREAM,
     GOAWAY,
     HEADERS,
@@ -58,17 +50,19 @@ from .frames import (
     WINDOW_UPDATE,
     Bytes,
     code_of,
-    end_of,
     engine,
     frame_head,
     goaway,
+    headers,
+    one_number,
     ping,
+    reset,
     settings_of,
     two_numbers,
     window_update,
     with_settings,
 )
-from .hpack import KNOWN, MAX_LIST, REMEMBERED, Carried, FieldCoder, Reading, Writing
+from .hpack import KNOWN, REMEMBERED, FieldCoder, Reading, Writing
 from .stream import Seat, Stream
 
 WINDOW = 16 * 1024 * 1024  # bytes under way on the connection: 1.3 Gbit/s at 100 ms
@@ -78,7 +72,6 @@ MAX_STREAMS = 1000  # at once, however many the peer allows: what Go's client ta
 MAX_QUEUED = 256 * 1024  # bytes of bodies that wait to be sent: the windows of a peer may allow 2 GB
 MAX_OWED = 1000  # answers that wait to be sent (PING, SETTINGS, RST_STREAM): nobody sends so many in one flight
 MAX_IDLE_FRAMES = 10_000  # frames in a row that move nothing: as many as Go's server lets wait
-MAX_CONTINUATIONS = 64  # frames of one header block: h2's own limit
 MAX_LEFT = 2 * MAX_STREAMS  # streams that we reset and remember
 
 _WHERE = "the connection"
@@ -102,9 +95,10 @@ class Connection:
                 f"windows are of 65535 (of a stream: 1) to {LAST_ID} bytes, and max_streams is positive"
             )
         self._reading, self._writing, self._coder = Reading(), Writing(), FieldCoder()
-        self._h2 = engine(self._reading, self._writing, stream_window)
+        self._h2 = engine(self._writing, stream_window)
         self._requests: dict[tuple[Field, ...], tuple[Request, bytes]] = {}
         self._max_streams, self.limit = max_streams, min(ASSUMED_STREAMS, max_streams)
+        self._allowed: float = inf  # bytes of a request's header list
         self._step = window // 2
         self.stream_window = stream_window
         self.stream_step = max(stream_window // 2, 1)  # so much is taken before the peer is told
@@ -114,12 +108,11 @@ class Connection:
         self._next_id = 1
         self._kept = bytearray()  # of a frame that is not complete
         self._need = 9  # bytes of it, as far as is known
-        self._block = 0  # the stream whose header block goes on
-        self._block_size = self._block_frames = 0
+        self._blocks = Blocks()
         self.greeted = self.told_last = False
         self._received = 0  # bytes of DATA that the peer may send again, and is not told yet
         self._window = window  # bytes of DATA that the peer may send
-        self._control = bytearray(self._h2.data_to_send())  # to be sent before what h2 has
+        self._control = bytearray(self._h2.data_to_send())  # to be sent
         if window > 65535:
             self._widen(0, window - 65535)
         self._queued = self._owed = self._idle_frames = 0
@@ -195,11 +188,8 @@ class Connection:
 
     def pending(self) -> bytes:
         """Return what is to be sent, all at once. Streams that waited for room wake."""
-        # Ours first: a window for a stream goes out before its reset.
-        data = self._h2.data_to_send()
-        if self._control:
-            data = bytes(self._control) + data
-            self._control.clear()
+        data = bytes(self._control)
+        self._control.clear()
         if self._queued >= MAX_QUEUED:
             self._wake_blocked()
         self._queued = self._owed = 0
@@ -223,24 +213,27 @@ class Connection:
         state = "failed" if self.error else "closing" if self.closing else "open"
         return f"<Connection {state}, {len(self._live)} streams, {self._reserved} reserved, {self.room} free>"
 
-    # Below: what seats and streams ask for.
-
-    def _open(self, seat: Seat, fields: Iterable[Field], end: bool) -> Stream:
+    def open(self, fields: Iterable[Field], *, end: bool, seat: Seat | None = None) -> Stream:
+        """Open a stream, for *seat* or for who counts its streams elsewhere; see Seat.open()."""
         request, block = self._request(tuple(fields))
-        allowed = self._h2.remote_settings.max_header_list_size
-        if allowed is not None and request.size > allowed:
-            raise LocalProtocolError(f"the fields count {request.size} bytes, the peer takes {allowed}")
+        if request.size > self._allowed:
+            raise LocalProtocolError(f"the fields count {request.size} bytes, the peer takes {self._allowed}")
         if end and request.length:
             raise LocalProtocolError(f"no body where Content-Length says {request.length}")
-        self._give_back(seat)
+        if seat is not None:
+            self._give_back(seat)
         if self.closing:
             raise Unprocessed("the connection takes no new streams") from self.error
         if len(self._live) >= self.limit:
             raise Unprocessed(f"the peer takes {self.limit} streams at once now, and has them")
         number = self._next_id
         self._next_id += 2
-        self._writing.block = self._coder.RESIZE + block if number == 1 else block
-        self._h2.send_headers(number, _SHOWN, end_stream=end)
+        if number == 1:
+            block = self._coder.RESIZE + block
+        if not end:  # h2 counts the windows of what sends a body
+            self._h2.send_headers(number, _SHOWN)
+            self._h2.clear_outbound_data_buffer()
+        self._control += headers(number, block, end, self._h2.max_outbound_frame_size)
         stream = Stream(self, number, request)
         stream.sent = end
         self._live[number] = stream
@@ -248,6 +241,8 @@ class Connection:
         if self._next_id > LAST_ID:
             self.closing = True  # section 5.1.1: the ids of a connection are used once
         return stream
+
+    # Below: what seats and streams ask for.
 
     def _request(self, fields: tuple[Field, ...]) -> tuple[Request, bytes]:
         known = self._requests.get(fields)
@@ -274,6 +269,7 @@ class Connection:
             self._h2.send_data(stream.id, bytes(view[at:stop]), end_stream=end and stop == size)
         if end and not size:
             self._h2.end_stream(stream.id)
+        self._drain()
         self._queued += count
         if count:
             self._idle_frames = 0
@@ -286,8 +282,8 @@ class Connection:
         return count
 
     def _send_trailer(self, stream: Stream, fields: tuple[tuple[bytes, bytes], ...]) -> None:
-        self._writing.block = self._coder.encode(fields)
-        self._h2.send_headers(stream.id, _SHOWN, end_stream=True)
+        block = self._coder.encode(fields)
+        self._control += headers(stream.id, block, True, self._h2.max_outbound_frame_size)
         self._sent(stream)
 
     def _sent(self, stream: Stream) -> None:
@@ -296,26 +292,18 @@ class Connection:
             self._forget(stream)
 
     def _leave(self, stream: Stream, code: int) -> None:
-        """Reset a stream, if it is still open; its late frames are expected."""
+        """Reset a stream, if it is still open. The peer may go on for as long as its window lasts, until it hears."""
         if stream.closed:
             return
-        try:
-            self._h2.reset_stream(stream.id, code)
-        except StreamClosedError:  # both sides have ended: the last frame was bad
-            self._forget(stream)
-            return
-        self._expect_late(stream)
-
-    def _expect_late(self, stream: Stream) -> None:
-        """Close a stream that we reset. The peer may go on for as long as its window lasts, until it hears of it."""
-        h2_stream = self._h2.streams[stream.id]
+        self._control += reset(stream.id, code)
         self._forget(stream)
-        self._h2.streams[stream.id] = h2_stream  # h2 must know it, as long as we do
         self._left[stream.id] = self.stream_window
         if len(self._left) > MAX_LEFT:
-            oldest = next(iter(self._left))
-            del self._left[oldest]
-            self._h2.streams.pop(oldest, None)
+            del self._left[next(iter(self._left))]
+
+    def _drain(self) -> None:
+        """Have what h2 wants to send stand in line with the rest."""
+        self._control += self._h2.data_to_send()
 
     def _widen(self, number: int, size: int) -> None:
         self._control += window_update(number, size)
@@ -329,7 +317,7 @@ class Connection:
             if kind != SETTINGS or flags & ACK:
                 raise self._failed(Code.PROTOCOL_ERROR, _STRANGE)  # section 3.4
             self.greeted = True
-        if self._block and (kind != CONTINUATION or number != self._block):
+        if self._blocks.open and (kind != CONTINUATION or number != self._blocks.open):
             raise self._failed(Code.PROTOCOL_ERROR, "a frame inside a header block")  # section 6.10
         if kind == DATA:
             self._expect_stream(number)
@@ -340,20 +328,15 @@ class Connection:
                 self._take_data(stream, flags, frame)
         elif kind in (HEADERS, CONTINUATION):
             self._take_headers(kind, flags, number, frame)
-        elif kind in (SETTINGS, WINDOW_UPDATE, RST_STREAM):
+        elif kind == WINDOW_UPDATE:
             self._count_idle()
-            if kind == SETTINGS:
-                frame = self._sift_settings(frame)
-            elif number:
-                self._expect_stream(number)
-                if number not in self._live:
-                    if size != 4:
-                        raise self._failed(Code.FRAME_SIZE_ERROR, f"a frame of type {kind} with {size} bytes")
-                    return  # it crossed our reset or the end (section 5.1)
-                if kind == WINDOW_UPDATE and frame[9:] == bytes(4):
-                    self._refuse(self._live[number], "a window that opens by 0")  # section 6.9
-                    return
-            self._pass_on(frame)
+            self._take_window(number, frame)
+        elif kind == SETTINGS:
+            self._count_idle()
+            self._pass_on(self._sift_settings(frame))
+        elif kind == RST_STREAM:
+            self._count_idle()
+            self._take_reset(number, frame)
         elif kind == PING:
             self._take_ping(flags, number, frame)
         elif kind == GOAWAY:
@@ -379,7 +362,7 @@ class Connection:
             raise self._failed(Code.ENHANCE_YOUR_CALM, f"more than {MAX_OWED} answers due at once")
 
     def _take_data(self, stream: Stream, flags: int, frame: Bytes) -> None:
-        """Take a part of a body (section 6.1). h2 sees its end only: the windows for what comes are ours."""
+        """Take a part of a body (section 6.1)."""
         size = len(frame) - 9
         # The connection's window is for what is under way: it opens again on receipt. The stream's is for what
         # waits here: it opens when the owner takes it, so that one who does not holds up nobody else.
@@ -392,8 +375,11 @@ class Connection:
             self._widen(0, self._received)
             self._window += self._received
             self._received = 0
-        if stream.head is None or stream.ended:
-            self._pass_on(frame)  # h2 refuses it
+        if stream.ended:
+            self._leave(stream, Code.STREAM_CLOSED)  # section 5.1; the response is whole
+            return
+        if stream.head is None:
+            self._refuse(stream, "a body before the head")  # section 8.1
             return
         start, stop = 9, len(frame)
         if flags & PADDED:
@@ -407,12 +393,12 @@ class Connection:
         else:
             self._count_idle()
         if flaw is not None:
-            self._refuse(stream, flaw)
+            self._refuse(stream, flaw, ends=bool(flags & END_STREAM))
             return
         if stop - start < size:
             stream._give_back(size - (stop - start))
         if flags & END_STREAM:
-            self._pass_on(end_of(stream.id))
+            self._take_end(stream)
 
     def _sift_settings(self, frame: Bytes) -> Bytes:
         """Leave out unknown settings: h2 would keep all 65,536 of them. Refuse pushes: only h2 4.4 does."""
@@ -436,24 +422,33 @@ class Connection:
         self._control += window_update(0, size)
 
     def _take_headers(self, kind: int, flags: int, number: int, frame: Bytes) -> None:
+        """Take a part of a header block; with the last part, what it says (sections 6.2, 6.10 and 8.1)."""
         if kind == HEADERS:
             self._expect_stream(number)
-            self._block_size = self._block_frames = 0
-        elif not self._block:
-            raise self._failed(Code.PROTOCOL_ERROR, "CONTINUATION of nothing")
-        self._block_size += len(frame) - 9
-        self._block_frames += 1
-        if self._block_size > MAX_LIST + 262 or self._block_frames > MAX_CONTINUATIONS:  # 262: padding and priority
-            raise self._failed(Code.ENHANCE_YOUR_CALM, f"a header block of more than {MAX_LIST} bytes or in more parts")
-        self._block = 0 if flags & END_HEADERS else number
-        late = number not in self._live
-        if late:
+        try:
+            data = self._blocks.add(kind, flags, number, frame)
+            if data is None:
+                return
+            block = self._reading.block(data)
+        except Exception as error:  # what our rules and hpack raise, and what escapes hpack on odd input
+            raise self._failed(code_of(error), f"a bad header block ({error})") from error
+        stream = self._live.get(number)
+        if stream is None:
             if number not in self._left:
                 raise self._failed(Code.STREAM_CLOSED, f"a header block on stream {number}, which has ended")
             self._count_idle()
-            self._count_owed()  # h2 resets it again
-        self._reading.late = late
-        self._pass_on(frame)
+            return
+        self._idle_frames = 0
+        self._woken[stream] = None
+        if stream.ended:
+            self._leave(stream, Code.STREAM_CLOSED)
+            return
+        ends = self._blocks.ends
+        flaw = stream._take_head(block, ends) if stream.head is None else stream._take_trailer(block, ends)
+        if flaw is not None:
+            self._refuse(stream, flaw, ends=ends)
+        elif ends:
+            self._take_end(stream)
 
     def _take_ping(self, flags: int, number: int, frame: Bytes) -> None:
         """Answer a PING, or take an answer (section 6.7)."""
@@ -486,80 +481,82 @@ class Connection:
             self._forget(stream)
             self._woken[stream] = None
 
+    def _take_end(self, stream: Stream) -> None:
+        """Take the end of a response; where our side has ended too, both know that the stream is closed."""
+        flaw = stream._take_end()
+        self._woken[stream] = None
+        if flaw is not None:
+            self._refuse(stream, flaw, ends=True)
+        elif stream.sent:
+            self._forget(stream)
+
+    def _take_window(self, number: int, frame: Bytes) -> None:
+        """Take room for what we send (section 6.9). h2 counts it, for streams that send a body."""
+        if number:
+            self._expect_stream(number)
+            stream = self._live.get(number)
+            if len(frame) != 13:
+                raise self._failed(Code.FRAME_SIZE_ERROR, f"a window update of {len(frame) - 9} bytes")
+            if stream is None:
+                return  # it crossed our reset or the end (section 5.1)
+            (size,) = one_number.unpack_from(frame, 9)
+            size &= LAST_ID
+            if not size:
+                self._refuse(stream, "a window that opens by 0")
+            elif size > LAST_ID - self._h2.remote_settings.initial_window_size:
+                self._refuse(stream, "a window beyond 2**31 - 1", Code.FLOW_CONTROL_ERROR)
+            if number not in self._h2.streams:
+                return
+        self._pass_on(frame)
+
+    def _take_reset(self, number: int, frame: Bytes) -> None:
+        self._expect_stream(number)
+        if len(frame) != 13:
+            raise self._failed(Code.FRAME_SIZE_ERROR, f"a reset of {len(frame) - 9} bytes")
+        stream = self._live.get(number)
+        if stream is None:
+            return  # it crossed our reset or the end (section 5.1)
+        (code,) = one_number.unpack_from(frame, 9)
+        self._woken[stream] = None
+        if not stream.ended:  # else the peer only does not want the rest of the request (section 8.1)
+            stream._fail(StreamReset(f"stream {number}", code), code == Code.REFUSED_STREAM)  # section 8.7
+        self._forget(stream)
+
     def _pass_on(self, frame: Bytes) -> None:
         """Give h2 one frame, and do what it tells."""
         try:
             events = self._h2.receive_data(frame)
-        except Exception as error:  # what h2, hpack and hyperframe raise, and what escapes them on odd input
+        except Exception as error:  # what h2 and hyperframe raise, and what escapes them on odd input
             raise self._failed(code_of(error), f"a broken rule ({error})") from error
+        self._drain()
         for event in events:
-            if isinstance(event, StreamEnded):
-                self._take_end(event.stream_id)
-            elif isinstance(event, (ResponseReceived, InformationalResponseReceived, TrailersReceived)):
-                self._take_block(event)
-            elif isinstance(event, WindowUpdated):
-                self._take_window(event.stream_id)
-            elif isinstance(event, ResetReceived):
-                self._take_reset(event)
+            if isinstance(event, WindowUpdated):
+                self._take_room(event.stream_id)
+            elif isinstance(event, ResetReceived):  # of h2's own (section 6.9.1)
+                self._refuse(self._live[event.stream_id], "a window beyond 2**31 - 1", Code.FLOW_CONTROL_ERROR)
             elif isinstance(event, RemoteSettingsChanged):
                 self._take_settings(event)
 
-    # Below: events of h2.
-
-    def _take_block(self, event: ResponseReceived | InformationalResponseReceived | TrailersReceived) -> None:
-        stream = self._live[event.stream_id]
-        carried = event.headers[0]
-        assert isinstance(carried, Carried)  # our decoder made it, and h2 checks nothing of it
-        self._idle_frames = 0
-        take = stream._take_trailer if isinstance(event, TrailersReceived) else stream._take_head
-        flaw = take(carried.block)
-        self._woken[stream] = None
-        if flaw is not None:
-            self._refuse(stream, flaw)
-
-    def _take_end(self, number: int) -> None:
-        stream = self._live.get(number)
-        if stream is None:
-            return  # it was refused for what came in the same frame
-        flaw = stream._take_end()
-        self._woken[stream] = None
-        if flaw is not None:
-            self._refuse(stream, flaw)
-        elif stream.sent:
-            self._forget(stream)
-
-    def _take_window(self, number: int) -> None:
+    def _take_room(self, number: int) -> None:
         if not number:
             self._wake_blocked()
-            return
-        stream = self._live[number]
-        if stream in self._blocked:
+        elif (stream := self._live[number]) in self._blocked:
             self._woken[stream] = None
-
-    def _take_reset(self, event: ResetReceived) -> None:
-        stream = self._live[event.stream_id]
-        self._woken[stream] = None
-        code = int(event.error_code)
-        where = f"stream {stream.id}"
-        if not event.remote_reset:
-            # h2 did, for a window beyond 2**31 - 1 (section 6.9.1), or for more after the end.
-            if not stream.ended:
-                stream._fail(Malformed("a window beyond 2**31 - 1", where), False)
-            self._expect_late(stream)
-            return
-        if not stream.ended:  # else the peer only does not want the rest of the request (section 8.1)
-            stream._fail(StreamReset(where, code), code == Code.REFUSED_STREAM)  # section 8.7
-        self._forget(stream)
 
     def _take_settings(self, event: RemoteSettingsChanged) -> None:
         self.limit = min(self._h2.remote_settings.max_concurrent_streams, self._max_streams)
+        self._allowed = self._h2.remote_settings.max_header_list_size or inf
         if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
             self._wake_blocked()
 
-    def _refuse(self, stream: Stream, flaw: str) -> None:
-        """End one stream for a response that breaks a rule (section 8.1.1)."""
-        stream._fail(stream._malformed(flaw), False)
-        self._leave(stream, Code.PROTOCOL_ERROR)
+    def _refuse(self, stream: Stream, flaw: str, code: Code = Code.PROTOCOL_ERROR, *, ends: bool = False) -> None:
+        """End one stream for a response that breaks a rule (section 8.1.1); *ends*: in the peer's last frame on it."""
+        if not stream.ended:
+            stream._fail(stream._malformed(flaw), False)
+        if ends and stream.sent:
+            self._forget(stream)  # it is closed: nothing may be sent on it (section 5.1)
+        else:
+            self._leave(stream, code)
         self._woken[stream] = None
 
     def _room(self, stream: Stream) -> int:

@@ -14,7 +14,7 @@ from h2.settings import SettingCodes, Settings
 from hpack.exceptions import HPACKError, OversizedHeaderListError
 
 from .errors import Code
-from .hpack import MAX_LIST, Reading, Writing
+from .hpack import MAX_LIST, Writing
 
 MAX_FRAME = 16384  # bytes of payload that we take: the default of section 6.5.2
 LAST_ID = 2**31 - 1  # section 5.1.1
@@ -23,10 +23,12 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
 PADDED = 0x8
+PRIORITIZED = 0x20
 
 Bytes = bytes | bytearray | memoryview
 
 frame_head = struct.Struct(">HBBBL")  # section 4.1: 24 bits of length, type, flags, stream
+one_number = struct.Struct(">L")
 two_numbers = struct.Struct(">LL")
 
 _CODES = frozenset(Code)
@@ -40,7 +42,7 @@ class _Engine(H2Connection):
         return 0
 
 
-def engine(reading: Reading, writing: Writing, stream_window: int) -> H2Connection:
+def engine(writing: Writing, stream_window: int) -> H2Connection:
     """Make h2's end of a connection; its checks of fields are off, because ours see them first."""
     h2 = _Engine(
         H2Configuration(
@@ -52,7 +54,7 @@ def engine(reading: Reading, writing: Writing, stream_window: int) -> H2Connecti
             normalize_inbound_headers=False,
         )
     )
-    h2.decoder, h2.encoder = reading, writing
+    h2.encoder = writing
     h2.local_settings = Settings(
         client=True,
         initial_values={
@@ -81,9 +83,26 @@ def window_update(number: int, size: int) -> bytes:
     return b"\0\0\x04\x08\0" + two_numbers.pack(number, size)
 
 
-def end_of(number: int) -> bytes:
-    """Return DATA that is empty and ends a stream (section 6.1)."""
-    return b"\0\0\0\0\x01" + number.to_bytes(4, "big")
+def reset(number: int, code: int) -> bytes:
+    """Return a RST_STREAM (section 6.4)."""
+    return b"\0\0\x04\x03\0" + two_numbers.pack(number, code)
+
+
+def headers(number: int, block: bytes, end: bool, largest: int) -> bytes:
+    """Return a header block as HEADERS (section 6.2), and CONTINUATION where it is larger than a frame may be."""
+    size = len(block)
+    flags = END_STREAM if end else 0
+    if size <= largest:
+        return frame_head.pack(size >> 8, size & 0xFF, HEADERS, flags | END_HEADERS, number) + block
+    pieces = []
+    kind = HEADERS
+    for at in range(0, size, largest):
+        part = block[at : at + largest]
+        if at + largest >= size:
+            flags |= END_HEADERS
+        pieces.append(frame_head.pack(len(part) >> 8, len(part) & 0xFF, kind, flags, number) + part)
+        kind, flags = CONTINUATION, 0
+    return b"".join(pieces)
 
 
 def settings_of(frame: Bytes) -> list[bytes]:
@@ -98,8 +117,8 @@ def with_settings(frame: Bytes, settings: list[bytes]) -> bytes:
 
 
 def code_of(error: Exception) -> Code:
-    """Say which code an error of h2 stands for (section 7)."""
-    cause = error.__cause__ or error.__context__
+    """Say which code an error of h2, hpack or ours stands for (section 7)."""
+    cause = error if isinstance(error, HPACKError) else error.__cause__ or error.__context__
     if isinstance(cause, OversizedHeaderListError):
         return Code.ENHANCE_YOUR_CALM
     if isinstance(cause, HPACKError):

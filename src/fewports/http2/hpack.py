@@ -35,16 +35,10 @@ REMEMBERED = 4096  # bytes of a block or field that is remembered
 _NEVER_INDEXED = frozenset((b"authorization", b"proxy-authorization", b"cookie"))  # RFC 7541, section 7.1.3
 
 
-class Carried(HeaderTuple):
-    """The one field of a block that h2 gets to see, which is enough for its state machine. The block goes with it."""
-
-    block: Block
-
-
 class Known(NamedTuple):
     """A block that was decoded: valid while the table's stamp is *stamp*, or always (None)."""
 
-    shown: list[HeaderTuple]
+    block: Block
     stamp: int | None
     inserted: tuple[tuple[bytes, bytes], ...]
 
@@ -92,16 +86,15 @@ class Table(HeaderTable):
 
 
 class Reading(Decoder):
-    """The decoder that h2 gets. It shows h2 a block's status only; the block itself rides along, checked."""
+    """The decoder of one connection. Blocks come out checked."""
 
     def __init__(self) -> None:
         super().__init__(MAX_LIST)
         self.header_table: Table = Table()
         self._known: dict[bytes, Known] = {}
         self._fields: dict[bytes, HeaderTuple] = {}
-        self.late = False  # the stream is gone: h2 must not ask what kind of block it is
 
-    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
+    def block(self, data: bytes) -> Block:
         """Decode a block; raises hpack's errors."""
         table = self.header_table
         known = self._known.get(data)
@@ -111,7 +104,7 @@ class Reading(Decoder):
                 table.stamp += len(known.inserted)
         else:
             known = self._read(data, table)
-        return _LATE if self.late else known.shown
+        return known.block
 
     def _decode_literal(self, data: bytes | memoryview, should_index: bool) -> tuple[HeaderTuple, int]:
         """Know a literal field again. Not public in hpack: were it gone, this would only not be called."""
@@ -133,21 +126,13 @@ class Reading(Decoder):
         if len(data) > MAX_LIST:
             raise OversizedHeaderListError(f"a header block of more than {MAX_LIST} bytes")
         stamp, table.log, table.looked, table.resizes = table.stamp, [], False, 0
-        block = read_block(list(super().decode(data, raw=True)))
-        if block.status is None and block.flaw is None:
-            carried = Carried(b"trailer", b"")
-        else:
-            carried = Carried(b":status", b"100" if block.status is not None and block.status < 200 else b"200")
-        carried.block = block
-        known = Known([carried], stamp if table.looked else None, tuple(table.log))
+        block = read_block(list(self.decode(data, raw=True)))
+        known = Known(block, stamp if table.looked else None, tuple(table.log))
         if not table.resizes and not (table.looked and table.log) and len(data) <= REMEMBERED:
             if len(self._known) >= KNOWN:
                 self._known.clear()
             self._known[data] = known
         return known
-
-
-_LATE: list[HeaderTuple] = [HeaderTuple(b":status", b"200")]
 
 
 def _literal_end(data: bytes | memoryview, mask: int) -> int:
@@ -167,9 +152,7 @@ def _literal_end(data: bytes | memoryview, mask: int) -> int:
 
 
 class Writing(Encoder):
-    """The encoder that h2 gets: it returns the ``block`` that was made before."""
-
-    block = b""
+    """The encoder that h2 gets: what it returns is thrown away, as blocks are made before."""
 
     @property
     def header_table_size(self) -> int:
@@ -180,7 +163,7 @@ class Writing(Encoder):
         """The peer may allow any size; ours stays 0, which RFC 7541, section 4.2 lets it be."""
 
     def encode(self, headers: object, huffman: bool = True) -> bytes:
-        return self.block
+        return b"\x82"
 
 
 class FieldCoder:

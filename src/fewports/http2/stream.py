@@ -42,7 +42,7 @@ class Seat:
         Raises LocalProtocolError for a head that must not be sent (the seat is kept), Unprocessed if the connection
         takes no new stream any more (the seat is gone).
         """
-        return self._owner()._open(self, fields, end)
+        return self._owner().open(fields, end=end, seat=self)
 
     def release(self) -> None:
         """Give the seat back unused. A second release raises LocalProtocolError."""
@@ -169,7 +169,7 @@ class Stream:
 
     # Below: called by the connection, when a frame has come. A flaw that is returned ends the stream.
 
-    def _take_head(self, block: Block) -> str | None:
+    def _take_head(self, block: Block, ends: bool) -> str | None:
         """Take a head (section 8.1)."""
         if block.flaw is not None:
             return block.flaw
@@ -179,6 +179,8 @@ class Stream:
         if status < 200:
             self.interim += 1
             self.continued = self.continued or status == 100
+            if ends:
+                return "the end with a 1xx"
             return f"more than {MAX_INTERIM} responses with 1xx" if self.interim > MAX_INTERIM else None
         self.head = block
         if self.method == b"HEAD" or status in (204, 304):
@@ -187,7 +189,9 @@ class Stream:
             self._to_come = block.length
         return None
 
-    def _take_trailer(self, block: Block) -> str | None:
+    def _take_trailer(self, block: Block, ends: bool) -> str | None:
+        if not ends:
+            return "a trailer that is not the end"
         if block.flaw is not None:
             return block.flaw
         if block.status is not None:

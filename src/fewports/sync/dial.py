@@ -76,12 +76,14 @@ def dial(
     options: Sequence[SocketOption] = (),
     pool: Pool[C] | None = None,
     failures: list[Exception] | None = None,
+    ticket: int | None = None,
 ) -> GatedSocket | C:
     """Return a connected socket with its lease, or a connection of *pool* that came free first.
 
-    *timeout* bounds each attempt to connect, *wait* the time in line for a port (the budget's own
-    bound holds, too); both in seconds. Raises BudgetExhausted, NoUsableSource, PoolClosed, TimeoutError
-    or the OSError of the last attempt; *failures* takes those of all. The socket has *timeout* as its time-out.
+    *timeout* bounds each attempt to connect, *wait* the time in line for a port (the budget's own bound holds, too);
+    both in seconds. *ticket* is that of who has stood in line before. *failures* takes the errors of all attempts.
+    Raises BudgetExhausted, NoUsableSource, PoolClosed, TimeoutError or the OSError of the last attempt. The socket has
+    *timeout* as its time-out.
     """
     failure = None
     destinations = list(destinations)
@@ -94,7 +96,7 @@ def dial(
             failure = outcome
     alarm = Alarm()
     floor = Floor(monotonic, alarm.wake, timer.watch_ledger)
-    dialing = Dialing(to, destinations, Limits(timeout, wait), floor, options=options, pool=pool)
+    dialing = Dialing(to, destinations, Limits(timeout, wait, ticket), floor, options=options, pool=pool)
     if failures is not None:
         dialing.plan.errors = failures
     if failure is not None:

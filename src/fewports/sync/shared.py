@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..events import CloseReason
 from ..gated import gated
 from ..http1 import Field
-from ..http2 import Block, Code, Connection, ConnectionFailed, ProtocolError, Stream, Unprocessed
+from ..http2 import Block, Code, Connection, ConnectionFailed, Stream
 from ..http2.message import encoded, response_head
 from ..ledger.account import Lease
 
@@ -73,13 +73,26 @@ class Known:
 class Waiting:
     """A thread that waits for something to happen to its stream."""
 
-    __slots__ = ("alarm", "ready", "stream")
+    __slots__ = ("_alarm", "ready", "stream")
 
     def __init__(self, stream: Stream, ready: Ready) -> None:
         self.stream = stream
         self.ready = ready
-        self.alarm = threading.Lock()
-        self.alarm.acquire()
+        self._alarm: threading.Lock | None = None  # who reads for all needs none
+
+    def queue(self) -> None:
+        """Be about to sleep: before anybody can wake us."""
+        self._alarm = threading.Lock()
+        self._alarm.acquire()
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep until wake(), for *seconds* at most; say whether that came."""
+        assert self._alarm is not None
+        return self._alarm.acquire(timeout=seconds)
+
+    def wake(self) -> None:
+        assert self._alarm is not None
+        self._alarm.release()
 
 
 class SharedWire:
@@ -199,24 +212,14 @@ class SharedWire:
         self.capacity = 0
         self._engine.eof()
 
-    def open(self, fields: tuple[Field, ...], body: bytes, *, whole: bool) -> Stream:
-        """Send a request, with a *body* that fits the windows if it is *whole*; else send() follows.
+    def open(self, fields: tuple[Field, ...], *, whole: bool) -> Stream:
+        """Send a request that has no body if it is *whole*; else send() follows, and finish().
 
         Raises Unprocessed if it takes no more requests, LocalProtocolError for bad fields.
         """
         with self._lock:
-            engine = self._engine
-            seat = engine.reserve()
-            if seat is None:
-                raise Unprocessed("the connection takes no new streams")
-            try:
-                stream = seat.open(fields, end=whole and not body)
-            except Unprocessed:
-                raise
-            except ProtocolError:
-                seat.release()
-                raise
-            if engine.closing:
+            stream = self._engine.open(fields, end=whole)
+            if self._engine.closing:
                 self._measure()  # the last id
             data = self._due()
         if data:
@@ -245,6 +248,10 @@ class SharedWire:
     def take(self, stream: Stream, limit: float = inf) -> list[bytes]:
         """Return the pieces of body that are here, *limit* bytes at most."""
         pieces = []
+        if stream.closed and limit == inf:  # nobody else has a hand in it any more
+            while stream.buffered:
+                pieces.append(stream.take())
+            return pieces
         with self._lock:
             while limit > 0 and stream.buffered:
                 piece = stream.take() if limit == inf else stream.take(int(limit))
@@ -270,19 +277,20 @@ class SharedWire:
 
         Raises TimeoutError.
         """
-        with self._lock:
-            if ready(stream):
-                return
-            me = Waiting(stream, ready)
-            if self._leader is None:
-                self._leader = me
-            else:
-                self._waiting[stream] = me
+        me = Waiting(stream, ready)
         patience = _Patience(stream, timeout, deadline)
         before = self.received
         try:
+            with self._lock:
+                if ready(stream):
+                    return
+                if self._leader is None:
+                    self._leader = me
+                else:
+                    me.queue()
+                    self._waiting[stream] = me
             while self._leader is not me:
-                if me.alarm.acquire(timeout=patience.left()):
+                if me.sleep(patience.left()):
                     if self._leader is not me:
                         return
                 elif self._is_over(me, patience):
@@ -325,7 +333,7 @@ class SharedWire:
             if me.ready(me.stream):
                 self._waiting.pop(me.stream, None)
                 return True
-            patience.look()
+        patience.look()
         return False
 
     def _lead(self, me: Waiting, patience: _Patience) -> None:
@@ -356,8 +364,7 @@ class SharedWire:
                     self._fail(error)
                     return
                 self._flush()
-            with self._lock:
-                patience.look()
+            patience.look()
 
     def _hand_over(self) -> None:
         """Have the next who waits read."""
@@ -366,7 +373,7 @@ class SharedWire:
             for stream, waiting in self._waiting.items():
                 del self._waiting[stream]
                 self._leader = waiting
-                waiting.alarm.release()
+                waiting.wake()
                 return
 
     def _receive(self, me: Waiting | None) -> bool:
@@ -400,7 +407,7 @@ class SharedWire:
             served = me is not None and me.ready(me.stream)
             due = self._due()
         for waiting in wake:
-            waiting.alarm.release()
+            waiting.wake()
         if due:
             self._write(due)
         if widened and self.home is not None:
@@ -461,11 +468,11 @@ class SharedWire:
         until = min(inf if timeout is None else monotonic() + timeout, inf if deadline is None else deadline)
         me = Waiting(GREETING, _always)
         while self._unsent and not self.closed:
-            with self._lock:
-                leads = self._leader is None
-                if leads:
-                    self._leader = me
+            leads = False
             try:
+                with self._lock:
+                    if self._leader is None:
+                        self._leader, leads = me, True
                 poll = select.poll()
                 poll.register(self.sock, select.POLLOUT | (select.POLLIN if leads else 0))
                 left = until - monotonic()
@@ -488,7 +495,7 @@ class SharedWire:
             wake = list(self._waiting.values())
             self._waiting.clear()
         for waiting in wake:
-            waiting.alarm.release()
+            waiting.wake()
         if self.home is not None:
             self.home.widened(monotonic())
 

@@ -121,15 +121,15 @@ class StreamWire:
         carrier = self.carrier
         self._before = carrier.received
         if not body:
-            self.stream = carrier.open(fields, b"", whole=True)
+            self.stream = carrier.open(fields, whole=True)
             return
-        self.stream = carrier.open(fields, body, whole=False)
+        self.stream = carrier.open(fields, whole=False)
         self.send(body, end=True)
 
     def begin(self, fields: tuple[Field, ...]) -> None:
         """Send the head of a request whose body follows."""
         self._before = self.carrier.received
-        self.stream = self.carrier.open(fields, b"", whole=False)
+        self.stream = self.carrier.open(fields, whole=False)
 
     def send(self, data: bytes | memoryview, *, end: bool = False) -> None:
         """Send a part of the body. What comes after the peer has answered, and wants no more, is dropped."""

@@ -44,10 +44,11 @@ from ..source import Sources
 from .async_pool import ENGINE, AsyncPool, Security, TlsOptions
 from .async_request import Asked, Manner, again, content, encoded, source
 from .async_response import AsyncResponse
-from .connection import WITHOUT_BODY, times_of
 from .gate import Gate
 from .manager import split_plain
 from .pool import REDIRECTS
+from .streams import WITHOUT_BODY
+from .times import times_of
 
 _COMMON = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
 

@@ -11,7 +11,7 @@ from urllib3.util import Retry
 from urllib3.util.request import body_to_chunks, rewind_body
 
 from .. import aio
-from .connection import WITHOUT_BODY
+from .streams import WITHOUT_BODY
 
 BLOCK = 16384  # bytes that a file is read by: http.client's
 

@@ -28,7 +28,7 @@ from http.client import (  # type: ignore[attr-defined]
 from math import inf
 from operator import attrgetter
 from time import monotonic
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import urllib3
 from urllib3.connection import _get_default_user_agent, _ResponseOptions
@@ -40,7 +40,6 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 from urllib3.util import SKIP_HEADER, Timeout, connection
-from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
 from .. import errors
 from .._own import own
@@ -57,9 +56,10 @@ from ..sync.wire import TOGETHER, Wire
 from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
 from .response import BadLength, BadResponse, Response, receive
 from .sharing import Sharing
+from .streams import WITHOUT_BODY
+from .times import Times
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
-WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE", "TRACE", "OPTIONS"))  # urllib3 sends no Content-Length: 0 with these
 _FRAMING = frozenset(("content-length", "transfer-encoding"))
 PRESETS = 16  # different sets of header fields that a connection remembers as bytes
 
@@ -84,27 +84,6 @@ _stock_sending = tuple(own("http", http.client.HTTPConnection, step) for step in
 def untouched() -> bool:
     """Say whether nobody has put anything in the place of what http.client sends and receives with."""
     return _sending(http.client.HTTPConnection) == _stock_sending
-
-
-class Times(NamedTuple):
-    """How long a request may take: a call on the socket, in seconds, and all of it, as a time of monotonic()."""
-
-    connect: float | None
-    read: float | None
-    deadline: float | None
-
-
-def times_of(timeout: Timeout) -> Times:
-    """Return what *timeout* means for a request that begins now."""
-    connect, read, total = timeout._connect, timeout._read, timeout.total
-    if total is None or total is _DEFAULT_TIMEOUT:
-        if connect is _DEFAULT_TIMEOUT:
-            connect = socket.getdefaulttimeout()
-        return Times(connect, socket.getdefaulttimeout() if read is _DEFAULT_TIMEOUT else read, None)
-    connect, read = (
-        total if seconds is None or seconds is _DEFAULT_TIMEOUT else min(total, seconds) for seconds in (connect, read)
-    )
-    return Times(connect, read, monotonic() + total)
 
 
 class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
@@ -484,6 +463,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                 wait=self.wait,
                 options=self.socket_options or (),
                 pool=self.home,
+                ticket=self._ticket,
             )
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error

@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Iterable
-from functools import lru_cache, partial
+from functools import partial
 from http.client import HTTPException
 from operator import attrgetter
-from socket import getdefaulttimeout
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -32,10 +31,11 @@ from ..source import Sources
 from ..sync.dial import Alarm
 from ..sync.shared import SharedWire
 from ..sync.timer import timer
-from .connection import OURS, HTTPConnection, HTTPSConnection, Kept, Times, times_of, untouched
+from .connection import OURS, HTTPConnection, HTTPSConnection, Kept, untouched
 from .gate import Gate
 from .response import Response
 from .shelf import Shelf
+from .times import Times, times_of
 
 if TYPE_CHECKING:
     from urllib3._base_connection import BaseHTTPConnection
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fewports")
 REPEATS = 6  # of a request that no server looked at: as often as Go's client; HTTP/1.1 has one
 _asked = partial(tuple.__new__, _ResponseOptions)  # its own __new__() is a function in Python, and takes twice as long
+RIDERS = 256  # connections without a socket, of 2 KB each, that are kept for those who will be at once on a shared one
 REDIRECTS = frozenset(urllib3.HTTPResponse.REDIRECT_STATUSES)
 
 
@@ -104,6 +105,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         self.home: Pool[Kept] = Pool(self.gate.limits(maxsize, self.block), merges=self._may_share())
         self.pool = cast(Any, Shelf(self, maxsize))
         self._shells: list[HTTPConnection] = []  # closed, to be connected again: making one costs 10 us
+        self._riders: list[HTTPConnection] = []  # the same, of those that had a seat on a shared one
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
 
     def close(self) -> None:
@@ -178,7 +180,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         shell = None
         try:
             if carrier.busy or carrier.alive():
-                shell = self._shell() or cast(HTTPConnection, self._new_conn())
+                try:
+                    shell = self._riders.pop()
+                except IndexError:
+                    shell = cast(HTTPConnection, self._new_conn())
                 shell.board(carrier)
                 return shell
         except BaseException:
@@ -194,8 +199,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         """Give back a place, with its connection if that is still open."""
         if conn is not None and (rider := conn.rider) is not None:
             conn.rider = None
-            if len(self._shells) < self.home.limits.kept and not self.home.closed:
-                self._shells.append(conn)
+            if len(self._riders) < RIDERS and not self.home.closed:
+                self._riders.append(conn)
             rider.give_back()
             return
         if conn is None or conn.sock is None:
@@ -377,11 +382,6 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             timeout = Timeout.from_float(timeout)
         if type(timeout) is not Timeout:
             return None
-        connect, read, total = timeout._connect, timeout._read, timeout.total
-        if total is None or total is _DEFAULT_TIMEOUT:
-            default = getdefaulttimeout()
-            connect = default if connect is _DEFAULT_TIMEOUT else connect
-            return _without_end(connect, default if read is _DEFAULT_TIMEOUT else read)
         return times_of(timeout)
 
     def _take_idle(self) -> HTTPConnection | None:
@@ -521,12 +521,6 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             end_all(self.home.give_back(outcome, monotonic()))
         elif isinstance(outcome, Place):
             self.home.drop_place()
-
-
-@lru_cache(16)
-def _without_end(connect: float | None, read: float | None) -> Times:
-    """Return the times of a request that has no deadline: those of the next are the same."""
-    return Times(connect, read, None)
 
 
 _own_pooling = attrgetter(*_POOLING)

@@ -49,6 +49,7 @@ class Sharing:
     _tunnel_port: int | None
     home: Pool[Kept] | None = None
     rider: Rider | None = None  # its seat on a shared connection, in place of a socket
+    _ticket: int | None = None  # its place in line
     alone = False  # others wait for what comes of its connect()
     shared = spent = False  # it is of one user at a time, and can connect again
     capacity = 1
@@ -68,6 +69,7 @@ class Sharing:
 
         Waits for one that is being opened, or for a seat, as long as connect() may take.
         """
+        self._ticket = None
         found, endings = home.retake(monotonic())
         for other, reason in endings:
             other.end(reason)
@@ -79,6 +81,7 @@ class Sharing:
     def _wait_for_way(self, home: Pool[Kept]) -> object:
         alarm = Alarm()
         waiter = Waiter(alarm.wake)
+        self._ticket = waiter.ticket
         try:
             for other, reason in home.join(waiter, monotonic(), place=False, opens=True):
                 other.end(reason)

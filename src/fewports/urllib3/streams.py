@@ -11,7 +11,7 @@ from urllib3.connection import _get_default_user_agent
 from urllib3.util import SKIP_HEADER
 from urllib3.util.request import body_to_chunks
 
-from ..http1 import Field
+from ..http1 import IDEMPOTENT, Field
 from ..http2 import ProtocolError, RemoteProtocolError, Unprocessed
 from ..http2.message import header_fields
 from ..sync.shared import SharedWire
@@ -51,8 +51,7 @@ Encoded = tuple[tuple[Field, ...], bytes]
 
 
 PRESETS = 16  # different sets of header fields that are remembered
-IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110, section 9.2.2
-_WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE", "TRACE", "OPTIONS"))
+WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE", "TRACE", "OPTIONS"))  # urllib3 sends no Content-Length: 0 with these
 
 
 class Rider:
@@ -80,7 +79,7 @@ class Rider:
                 presets.clear()
             presets[key] = preset
         data = body.encode() if type(body) is str else body or b""
-        length = len(data) if body is not None or method not in _WITHOUT_BODY else None
+        length = len(data) if body is not None or method not in WITHOUT_BODY else None
         return self._fields(method, url, preset, length), data
 
     def _fields(self, method: str, url: str, preset: tuple[Field, ...], length: int | None) -> tuple[Field, ...]:
@@ -91,11 +90,6 @@ class Rider:
         if length is not None and not any(name == "content-length" for name, _ in preset):
             return (*fields, ("content-length", str(length)))
         return fields
-
-    def exchange(self, data: Encoded, asked: Any, timeout: float | None, read: float | None, deadline: Any) -> Response:
-        """Send a request and receive its response."""
-        self.send(data, asked.request_method, timeout, deadline)
-        return self.receive(asked, read)
 
     def send(self, data: Encoded, method: str, timeout: float | None, deadline: float | None) -> None:
         """Send a request whose body is in one piece."""
