@@ -186,13 +186,11 @@ class Connection:
             self.link.hold()
 
     def ended(self, error: Exception | None) -> None:
-        if self._ended:
-            return
-        self._ended = True
+        told, self._ended = self._ended, True
         if not self.busy:
             self._stray()
             return
-        if not self.reader.done and self._failure is None:
+        if not (told or self.reader.done or self._failure):
             if error is None:
                 try:
                     self.reader.eof()

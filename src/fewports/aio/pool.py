@@ -70,7 +70,7 @@ class OriginPool:
     """Make exchanges with one origin, in one loop.
 
     Connections are exclusive: one exchange at a time. ``_furnish`` is where another kind would come from, by what
-    ALPN says; it is asked for exchange(), alive(), clean and end() as this one is.
+    the session says of ALPN; it is asked for exchange(), alive(), clean, give_back(), settle(), discard() and end().
     """
 
     kind: type[Connection] = Connection

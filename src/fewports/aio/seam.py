@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -113,7 +114,7 @@ class Alarm(Protocol):
 
     def wake(self) -> None: ...
 
-    async def wait(self, seconds: float | None) -> None: ...
+    def wait(self, seconds: float | None) -> Awaitable[None]: ...
 
 
 class Loop(Protocol):
@@ -154,6 +155,8 @@ def here() -> Loop:
         from .asyncio_loop import AsyncioLoop
 
         return AsyncioLoop(running)
+    if "trio" not in sys.modules:
+        raise RuntimeError("no event loop is running: await this on asyncio or trio")
     from .trio_loop import TrioLoop
 
     return TrioLoop()

@@ -105,10 +105,10 @@ class TrioAlarm:
 
 
 class TrioLink:
-    """See Link. What comes is read by the task that waits for it: nobody reads ahead, so hold() has nothing to do."""
+    """See Link. What comes is read by the task that waits for it, or that waits to send."""
 
     __slots__ = (
-        *("_poll", "_sessions", "_unsent", "_woken"),
+        *("_held", "_poll", "_sessions", "_unsent", "_woken"),
         *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
     )
 
@@ -119,7 +119,7 @@ class TrioLink:
         self.patience: float | None = None
         self.deadline: float | None = None
         self.closed = self.lost = False
-        self._woken = False
+        self._held = self._woken = False
         self._unsent = bytearray()
         self._sessions: list[Session] = []  # of TLS, the outer one first
         self._poll: select.poll | None = None
@@ -164,9 +164,11 @@ class TrioLink:
     async def flush(self) -> bool:
         while self._unsent:
             with trio.CancelScope(deadline=self._deadline()) as scope:
-                await anyio.wait_writable(self.sock)
+                await self._movable()
             if scope.cancelled_caught:
                 raise TimeoutError("timed out")
+            if self.lost or self.receiver.answered:
+                return False
             try:
                 del self._unsent[: self.sock.send(self._unsent)]
             except BlockingIOError:
@@ -176,6 +178,19 @@ class TrioLink:
                 self._unsent.clear()
                 raise BrokenPipeError("the connection broke") from error
         return True
+
+    async def _movable(self) -> None:
+        """Wait until more can be sent; take in what comes meanwhile, which may be the answer."""
+        async with anyio.create_task_group() as group:
+            if not self._held:
+                group.start_soon(self._hear, group.cancel_scope)
+            await anyio.wait_writable(self.sock)
+            group.cancel_scope.cancel()
+
+    async def _hear(self, scope: anyio.CancelScope) -> None:
+        await anyio.wait_readable(self.sock)
+        self._receive()
+        scope.cancel()
 
     async def wait(self) -> None:
         while not self._woken:
@@ -190,10 +205,10 @@ class TrioLink:
         self._woken = True
 
     def hold(self) -> None:
-        """Do nothing: nobody reads ahead."""
+        self._held = True
 
     def resume(self) -> None:
-        """Do nothing, likewise."""
+        self._held = False
 
     async def secure(self, tls: Tls) -> ssl.SSLObject:
         session = Session(tls)
