@@ -230,11 +230,12 @@ class OriginPool:
         return connection
 
     async def _secure(self, connection: Connection, tls: Tls, times: Times) -> None:
+        link = connection.link
         try:
             with anyio.fail_after(times.within(times.connect, monotonic())):
-                session = await connection.link.secure(tls)
-            if tls.check is not None:
-                tls.check(session)
+                await link.secure(tls)
+            if tls.check is not None and link.session is not None:
+                tls.check(link.session)
         except TimeoutError as error:
             raise TimedOut(Stage.TLS) from error
         except OSError as error:

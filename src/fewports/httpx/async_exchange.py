@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
@@ -43,9 +42,7 @@ class Times(aio.Times):
 
 
 class Linked(Connection):
-    """A connection that knows its TLS session, and tells of the steps of a request."""
-
-    session: ssl.SSLObject | None = None
+    """A connection that tells of the steps of a request."""
 
     async def exchange(self, request: aio.Request, times: aio.Times, whole: bool) -> aio.Exchange:
         if not isinstance(times, Times):
@@ -76,18 +73,15 @@ class Pool(aio.OriginPool):
         return outcome
 
     async def _secure(self, connection: Connection, tls: aio.Tls, times: aio.Times) -> None:
-        def remember(session: ssl.SSLObject) -> None:
-            connection.session = session  # type: ignore[attr-defined]
-
         trace = times.trace if isinstance(times, Times) else None
         info = {"server_hostname": tls.hostname, "timeout": times.connect}
         async with _Told(trace, "connection.start_tls", info) if trace else _SILENT as told:
             try:
-                await super()._secure(connection, tls._replace(check=remember), times)
+                await super()._secure(connection, tls, times)
             except aio.Disconnected as error:
                 raise aio.NotConnected(str(error.__cause__)) from error.__cause__
             if told is not None and isinstance(times, Times):
-                told.value = _network(times.library, connection)
+                told.value = AsyncNetworkStream(times.library, connection.link.sock, connection.link.session)
 
 
 class Route(NamedTuple):
@@ -164,7 +158,7 @@ async def _respond(exchange: aio.Exchange, call: Call, trace: Trace | None, keep
     """Make the Response; where all of it is there already, the connection goes back before anybody reads."""
     library, head, connection = call.library, exchange.head, exchange.connection
     assert connection is not None
-    network = _network(library, connection)
+    network = AsyncNetworkStream(library, connection.link.sock, connection.link.session)
     stream: Any
     if is_tunnel(head, call.method):
         exchange.forget()
@@ -179,11 +173,6 @@ async def _respond(exchange: aio.Exchange, call: Call, trace: Trace | None, keep
             stream = Stream(exchange, call, trace, None)
     extensions = extensions_of(head, network)
     return library.response(head.status, headers=head.raw_fields(), stream=stream, extensions=extensions)
-
-
-def _network(library: Library, connection: Connection) -> AsyncNetworkStream:
-    session = connection.session if isinstance(connection, Linked) else None
-    return AsyncNetworkStream(library, connection.link.sock, session)
 
 
 class Stream(AsyncByteStream):

@@ -100,7 +100,9 @@ class AsyncNetworkStream:
         core = self._library.core
         try:
             with anyio.fail_after(timeout):
-                self._session = await self._owned().link.secure(Tls(ssl_context, server_hostname))
+                link = self._owned().link
+                await link.secure(Tls(ssl_context, server_hostname))
+                self._session = link.session
         except TimeoutError as error:
             await self.aclose()
             raise core.ConnectTimeout(error) from error
