@@ -23,6 +23,7 @@ from support.listeners import free_port
 from support.ns import in_namespace
 from support.scripted import Peer, Scripted
 from support.servers import HttpProxy, SocksProxy
+from test_fork import forked
 
 import fewports
 from fewports.errors import InvalidOption
@@ -651,6 +652,18 @@ def test_threads_share_the_connections(lib: ModuleType, server: Door) -> None:
 
         assert [thread.result() for thread in work] == [[200] * 20] * 16
     assert server.stats()["accepted"] - before <= 4
+
+
+def test_a_forked_child_starts_anew(lib: ModuleType, server: Door) -> None:
+    """A child makes connections of its own; the parent reads on where it was."""
+    with lib.Client(transport=Transport()) as client:
+        client.get(server.url)
+        with client.stream("GET", server.url + "/bytes?n=2000000") as response:
+            client.get(server.url)
+            with forked(lambda: client.get(server.url).status_code) as answer:
+                assert answer == 200
+            assert len(response.read()) == 2_000_000
+        assert client.get(server.url).status_code == 200
 
 
 def test_close_ends_what_is_idle_now_and_the_rest_later(lib: ModuleType, server: Door) -> None:

@@ -16,10 +16,11 @@ import h11
 import httpx
 import httpx2
 import pytest
-from faces import Door, counts, fresh_server, states, until, waiting
+from faces import Aside, Door, counts, fresh_server, states, until, waiting
 from support.ns import in_namespace
 from support.scripted import Peer, Scripted
 from support.servers import HttpProxy, SocksProxy
+from test_fork import forked
 from test_httpx import (
     ENDS,
     REFUSED,
@@ -554,6 +555,26 @@ def test_a_transport_belongs_to_the_loop_that_it_was_first_used_in(way: str, ser
     assert until(lambda: counts(book)[:2] == (0, 0))
     assert run(way, get) == 200
     run(way, client.aclose)
+
+
+@pytest.mark.parametrize("name", ["asyncio", "trio"])
+def test_a_forked_child_starts_anew(server: Door, name: str) -> None:
+    """A child may use the transport in a loop of its own; the parent reads on where it was."""
+    client = httpx2.AsyncClient(transport=AsyncTransport())
+
+    async def get() -> int:
+        status: int = (await client.get(server.url)).status_code
+        return status
+
+    async def case() -> None:
+        async with client, client.stream("GET", server.url + "/bytes?n=2000000") as response:
+            assert await get() == 200
+            with forked(lambda: Aside(lambda: asyncio.run(get())).result()) as answer:
+                assert answer == 200
+            assert len(await response.aread()) == 2_000_000
+            assert await get() == 200
+
+    run(name, case)
 
 
 def test_one_transport_serves_both_libraries(way: str, server: Door, secure: Door) -> None:
