@@ -664,11 +664,13 @@ def test_a_trace_tells_the_same_steps(lib: ModuleType, way: str, server: Door, s
     """The trace extension is told of the steps of the library's own transport, in their order."""
     url = (secure if tls else server).url
 
-    async def events(client: Any) -> list[str]:
-        names: list[str] = []
+    async def events(client: Any) -> list[object]:
+        names: list[object] = []
 
         async def trace(name: str, info: dict[str, Any]) -> None:
             names.append(name)
+            if name.startswith("http11.") and name.endswith("headers.started"):
+                names.append((info["request"].method, info["request"].url.target, len(info["request"].headers)))
             if name == "http11.receive_response_headers.complete":
                 names.append(info["return_value"][1])
             if name == "connection.start_tls.complete":

@@ -14,15 +14,14 @@ from .. import errors as ours
 from ..aio.connection import Connection
 from ..gated import GatedSocket
 from .async_network import AsyncNetworkStream
-from .errors import NO_RESPONSE, BudgetExhausted, NoUsableSource, cut_short
+from .errors import NO_RESPONSE, BudgetExhausted, NoUsableSource, cut_short, is_unconnected
 from .exchange import BACKOFF
 from .libraries import AsyncByteStream, Library
 from .message import Call, extensions_of, is_tunnel, traced_head
 from .trace import Step, complete, failed, started
 
-ENGINE = (
-    *(aio.ExchangeError, http1.ProtocolError, ours.BudgetExhausted, ours.NoUsableSource),
-)  # what the engine raises, but for what stays as it is
+# What the engine raises, but for what stays as it is.
+ENGINE = (aio.ExchangeError, http1.ProtocolError, ours.BudgetExhausted, ours.NoUsableSource)
 _TIMEOUTS = {
     aio.Stage.CONNECT: "ConnectTimeout",
     aio.Stage.TLS: "ConnectTimeout",
@@ -37,7 +36,7 @@ Trace = Callable[[str, dict[str, Any]], Awaitable[object]]
 class Times(aio.Times):
     """The time-outs of a request, on their way through the engine with who is told of its steps."""
 
-    library: Library
+    call: Call
     trace: Trace
 
 
@@ -48,10 +47,11 @@ class Linked(Connection):
         if not isinstance(times, Times):
             return await super().exchange(request, times, whole)
         # What is sent is handed to the loop, and the answer waited for, in one go.
+        info = {"request": times.call.traced()}
         for step in ("http11.send_request_headers", "http11.send_request_body"):
-            async with _Told(times.trace, step, {}):
+            async with _Told(times.trace, step, info):
                 pass
-        async with _Told(times.trace, "http11.receive_response_headers", {}) as told:
+        async with _Told(times.trace, "http11.receive_response_headers", info) as told:
             exchange = await super().exchange(request, times, whole)
             told.value = traced_head(exchange.head)
         return exchange
@@ -69,7 +69,7 @@ class Pool(aio.OriginPool):
         async with _Told(times.trace, "connection.connect_tcp", info) as told:
             outcome = await super()._dial(times)
             sock = outcome if isinstance(outcome, GatedSocket) else outcome.link.sock
-            told.value = AsyncNetworkStream(times.library, sock)
+            told.value = AsyncNetworkStream(times.call.library, sock)
         return outcome
 
     async def _secure(self, connection: Connection, tls: aio.Tls, times: aio.Times) -> None:
@@ -81,7 +81,7 @@ class Pool(aio.OriginPool):
             except aio.Disconnected as error:
                 raise aio.NotConnected(str(error.__cause__)) from error.__cause__
             if told is not None and isinstance(times, Times):
-                told.value = AsyncNetworkStream(times.library, connection.link.sock, connection.link.session)
+                told.value = AsyncNetworkStream(times.call.library, connection.link.sock, connection.link.session)
 
 
 class Route(NamedTuple):
@@ -109,7 +109,7 @@ async def run(route: Route, call: Call, retries: int, keeps: bool) -> Any:
     trace: Trace | None = call.extensions.get("trace")
     if trace is not None:
         times = Times(*times)
-        times.library, times.trace = call.library, trace
+        times.call, times.trace = call, trace
     tried = 0
     while True:
         try:
@@ -119,8 +119,7 @@ async def run(route: Route, call: Call, retries: int, keeps: bool) -> Any:
             raise failure.error from None
         except ENGINE as error:
             found = translated(call.library, error)
-            unconnected = isinstance(error, aio.NotConnected) or isinstance(found, call.library.error("ConnectTimeout"))
-            if tried >= retries or not unconnected:
+            if tried >= retries or not is_unconnected(call.library, found):
                 raise found from error
         async with _Told(trace, "connection.retry", {}) if trace else _SILENT:
             await anyio.sleep(BACKOFF * 2 ** (tried - 1) if tried else 0.0)
@@ -200,7 +199,9 @@ class Stream(AsyncByteStream):
         if self._over:
             raise self._call.library.error("StreamClosed")()
         if self._trace is not None and self._reading is None:
-            self._reading = await _Told(self._trace, "http11.receive_response_body", {}).__aenter__()
+            self._reading = await _Told(
+                self._trace, "http11.receive_response_body", {"request": self._call.traced()}
+            ).__aenter__()
         try:
             piece = b"" if self._network is not None else await self._piece()
         except BaseException as error:

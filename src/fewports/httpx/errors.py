@@ -68,6 +68,12 @@ def in_sending(library: Library, error: OSError) -> Exception:
     return library.error("WriteTimeout" if isinstance(error, TimeoutError) else "WriteError")(str(error))
 
 
+def is_unconnected(library: Library, error: Exception) -> bool:
+    """Say whether another attempt to connect may do better: the network or the peer said no, and not we."""
+    kinds = (library.error("ConnectError"), library.error("ConnectTimeout"))
+    return isinstance(error, kinds) and not isinstance(error, errors.FewportsError)
+
+
 def in_receiving(library: Library, error: Exception) -> Exception:
     """Return what the library would raise where no response came, or it broke off."""
     if isinstance(error, http1.Truncated):

@@ -22,7 +22,7 @@ from ..gated import GatedSocket
 from ..sync.stream import StreamWire
 from ..sync.wire import TOGETHER, Wire
 from ..urllib3 import HTTPConnection, HTTPConnectionPool
-from .errors import cut_short, in_connecting, in_receiving
+from .errors import cut_short, in_connecting, in_receiving, is_unconnected
 from .libraries import SyncByteStream
 from .message import Call, extensions_of, is_tunnel, traced_head
 from .network import NetworkStream
@@ -147,8 +147,7 @@ class Exchange:
                 return
             except (OSError, HTTPError, FewportsError) as error:
                 found = in_connecting(call.library, error)
-                again = tried < retries and not isinstance(found, FewportsError)
-                if not again or isinstance(found, call.library.error("ProxyError")):
+                if tried >= retries or not is_unconnected(call.library, found):
                     raise found from error
                 conn.close()
             with self._step("connection.retry"):
