@@ -39,7 +39,7 @@ from test_httpx import (
 )
 
 import fewports
-from fewports.aio import LoopChanged
+from fewports.aio import LoopChanged, connection
 from fewports.errors import InvalidOption
 from fewports.httpx import AsyncTransport, BudgetExhausted, NoUsableSource
 
@@ -423,6 +423,24 @@ def test_whoever_is_cancelled_leaves_nothing_in_use(lib: ModuleType, way: str, s
     transport = AsyncTransport(ledger=book, verify=False, limits=lib.Limits(max_connections=4))
     assert with_client(way, lib, transport, torture) == [200] * 4
     assert waiting(book) == 0
+
+
+def test_what_came_whole_and_was_much_leaves_nothing_held(
+    lib: ModuleType, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body that is here before anybody reads, and too much to take in more, does not stop the next response."""
+    monkeypatch.setattr(connection, "HIGH", 1000)  # bytes; a packet has them all
+
+    def serve(peer: Peer) -> None:
+        for size in (2000, 2):
+            peer.request()
+            peer.answer(b"x" * size)
+
+    async def get(client: Any) -> list[int]:
+        return [len((await client.get(server.url, timeout=2)).content) for _ in range(2)]
+
+    with Scripted(serve) as server:
+        assert with_client(way, lib, AsyncTransport(), get) == [2000, 2]
 
 
 def test_a_connection_that_the_server_closed_is_not_the_callers_problem(lib: ModuleType, way: str) -> None:

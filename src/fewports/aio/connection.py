@@ -294,6 +294,7 @@ class Connection:
     def _content(self) -> bytes:
         """Take all pieces there are."""
         pieces, self._held = self._pieces, 0
+        self.link.resume()  # for the next response
         if len(pieces) == 1:
             piece = pieces.popleft()
             return piece if type(piece) is bytes else bytes(piece)
