@@ -586,6 +586,23 @@ def test_a_body_in_pieces_is_kept_for_another_connection(lib: ModuleType) -> Non
     assert bodies[0].endswith(b"0\r\n\r\n")
 
 
+def answers_once(peer: Peer) -> None:
+    """Answer one request, and close in the middle of the body of the next."""
+    peer.request()
+    peer.answer()
+    peer.sock.recv(10)
+
+
+def test_a_body_that_was_begun_is_not_sent_again(lib: ModuleType) -> None:
+    """What can be iterated once, and was begun, is not sent again, however safe the method."""
+    with Scripted(answers_once, recorded) as server, lib.Client(transport=Transport()) as client:
+        client.get(server.url)
+        with pytest.raises(lib.TransportError):
+            client.put(server.url, content=itertools.repeat(b"x" * 100_000, 200))
+        assert server.accepted == 1
+        client.get(server.url)
+
+
 def test_a_connection_is_closed_as_the_request_says(lib: ModuleType, server: Door) -> None:
     """After "Connection: close" the connection is not used again, whatever the server says."""
     with Scripted(*[lambda peer: [peer.answer() for _ in range(2) if peer.request()]] * 2) as scripted:  # type: ignore[func-returns-value]

@@ -26,6 +26,7 @@ from test_httpx import (
     REFUSED,
     REQUESTS,
     RESPONSES,
+    answers_once,
     deaf,
     ended,
     hangs,
@@ -462,6 +463,20 @@ def test_a_connection_that_the_server_closed_is_not_the_callers_problem(lib: Mod
 
     with Scripted(twice, once, twice) as server:
         assert with_client(way, lib, AsyncTransport(), get) == [200, 200, 200, lib.RemoteProtocolError]
+
+
+def test_a_body_that_was_begun_is_not_sent_again(lib: ModuleType, way: str) -> None:
+    """What can be iterated once, and was begun, is not sent again, however safe the method."""
+
+    async def put(client: Any) -> BaseException:
+        await client.get(server.url)
+        error = await raised(client, "PUT", server.url, content=awaited([b"x" * 100_000] * 200))
+        assert server.accepted == 1
+        await client.get(server.url)
+        return error
+
+    with Scripted(answers_once, recorded) as server:
+        assert isinstance(with_client(way, lib, AsyncTransport(), put), lib.TransportError)
 
 
 @pytest.mark.parametrize(
