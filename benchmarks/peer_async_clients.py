@@ -111,8 +111,9 @@ class Fewports(AsyncClient):
         import fewports
 
         options: dict[str, Any] = {"ca_certs": place.ca} if place.ca else {}
-        http2 = "auto" if place.http2 else False
-        return fewports.AsyncPoolManager(maxsize=place.threads, block=True, http2=http2, **options)
+        if place.http2:
+            options["http2"] = "auto"
+        return fewports.AsyncPoolManager(maxsize=place.threads, block=True, **options)
 
 
 class FewportsTrio(Fewports):

@@ -68,6 +68,16 @@ def replace_httpx(ours: ModuleType, name: str) -> None:
                 _bind(home, old, getattr(ours, new))
 
 
+def speak_http_1_1(ours: ModuleType) -> None:
+    """Have http2=False where nothing was said: many tests look at a connection's socket, or say what ALPN offers."""
+    made = ours.Gate.__init__
+
+    def make(self: object, *args: object, **options: object) -> None:
+        made(self, *[False if value == "auto" else value for value in args], **options)
+
+    ours.Gate.__init__ = make
+
+
 def _bind(home: ModuleType, name: str, new: type) -> None:
     setattr(home, name, new)
     replaced.append(f"{home.__name__}.{name} = {new.__module__}.{new.__qualname__}")
@@ -108,11 +118,14 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 def _replace() -> None:
     suite = os.environ.get("FEWPORTS_UPSTREAM")
     if suite:
-        ours = importlib.import_module(f"{os.environ['FEWPORTS_PACKAGE']}.{suite.removesuffix('2')}")
+        package = os.environ["FEWPORTS_PACKAGE"]
+        ours = importlib.import_module(f"{package}.{suite.removesuffix('2')}")
         if suite.startswith("httpx"):
             replace_httpx(ours, suite)
-        else:
-            {"urllib3": replace_urllib3, "requests": replace_requests}[suite](ours)
+            return
+        if package == "fewports":
+            speak_http_1_1(importlib.import_module("fewports.urllib3"))
+        {"urllib3": replace_urllib3, "requests": replace_requests}[suite](ours)
 
 
 _replace()

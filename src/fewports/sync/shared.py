@@ -563,6 +563,10 @@ class _Patience:
             self._until = min(monotonic() + self._timeout, self._deadline)
 
 
+def ended(stream: Stream) -> bool:
+    return stream.ended or stream.closed
+
+
 def has_head(stream: Stream) -> bool:
     return stream.head is not None or stream.closed
 

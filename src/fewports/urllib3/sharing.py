@@ -34,6 +34,7 @@ class Sharing:
     """A connection that may find a seat on a shared one, in place of a socket, or become one."""
 
     gate: Gate
+    _plain: bool
     sock: Any
     lease: Lease | None
     deadline: float | None
@@ -169,7 +170,9 @@ class Sharing:
     def _speaks_h2(self) -> bool:
         protocol = getattr(self.sock, "selected_alpn_protocol", None)
         if protocol is not None:
-            return bool(protocol() == H2)
+            # Whatever was offered: a context that pools share may have offered it for another. But a subclass that
+            # has a hand in requests, as urllib3's own HTTP2Connection, sees to that itself.
+            return bool(protocol() == H2) and self._plain
         return self.gate.http2 is True and self.home is not None and self.home.may_share
 
     def _origin(self) -> tuple[str, str]:
