@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import urllib3
-from faces import BODY, Door, counts, fresh_server, states
+from faces import BODY, Door, counts, fresh_server, states, until
 from support.ns import in_namespace
 from support.sampler import KernelSampler, client_rows
 from support.scripted import Peer, Scripted
@@ -511,7 +511,7 @@ def test_a_server_that_has_closed(way: Way, method: str) -> None:
             async with way.manager(ledger=book, retries=False) as http:
                 for _ in range(3):
                     assert (await http.request(method, server.url + "/", body=b"x")).status == 200
-                    time.sleep(0.1)  # the loop does not turn meanwhile
+                    assert until(lambda: server.stats()["open"] == 0)  # the loop does not turn meanwhile
                 assert server.stats()["accepted"] == 3
                 if method == "GET":  # a timer of one second may see to it
                     assert await way.until(lambda: states(server.port) == {})

@@ -122,7 +122,8 @@ class Connection:
         self.busy = False
         for other, reason in self.home.give_back(self, now):
             other.end(reason)
-        timer.watch_pool(self.home)
+        if len(self.home):  # else it went to who is next: the timer would begin, find nothing, and end
+            timer.watch_pool(self.home)
 
     async def settle(self) -> None:
         """Go back to the pool if nothing is left of the exchange; else close."""

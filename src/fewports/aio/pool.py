@@ -100,6 +100,9 @@ class OriginPool:
             found, endings = self.home.take(monotonic())
             for other, reason in endings:
                 other.end(reason)
+            if found is None:
+                endings = ()  # ten thousand may wait, and each would keep the list
+                found = await self._place(times)
             if isinstance(found, Connection) and found.alive(method):
                 connection = found
             else:
@@ -136,11 +139,9 @@ class OriginPool:
 
     # Below: what is not to be had at once.
 
-    async def _obtain(self, found: Connection | Place | None, method: str, times: Times) -> Connection:
-        """Wait for a place, and for a connection to put there. *found* is what the pool gave."""
+    async def _obtain(self, found: Connection | Place, method: str, times: Times) -> Connection:
+        """Wait for a connection to put in the place that is *found*, where that of the pool is at an end."""
         while True:
-            if found is None:
-                found = await self._place(times)
             if isinstance(found, Connection):
                 if found.alive(method):
                     return found
