@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from faces import Aside, Door, counts, fresh_server, until
 from http2_peer import data, goaway, head, rst
+from support.scripted import Peer, Scripted
 from support.scripted_h2 import H2Peer, ScriptedH2
 from support.servers import H2Server, HttpProxy
 from test_httpx import both, events, pieces, trusting
@@ -149,6 +150,19 @@ def test_a_server_without_http2_is_spoken_to_as_it_can(lib: ModuleType, old: Doo
         assert (response.http_version, "stream_id" in response.extensions) == ("HTTP/1.1", False)
     with lib.Client(transport=Transport(verify=trusting(old), **ONLY)) as client, pytest.raises(lib.TransportError):
         client.get(old.url)
+
+
+def test_a_server_that_does_not_know_http2(lib: ModuleType) -> None:
+    """What answers a greeting in another protocol is a RemoteProtocolError."""
+
+    def answer(peer: Peer) -> None:
+        peer.sock.recv(100)
+        peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        peer.end()
+
+    client = lib.Client(transport=Transport(**ONLY))
+    with Scripted(answer) as server, client, pytest.raises(lib.RemoteProtocolError):
+        client.get(server.url)
 
 
 def test_http2_is_not_spoken_unasked(lib: ModuleType, secure: H2Server, old: Door) -> None:
