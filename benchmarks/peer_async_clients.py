@@ -130,8 +130,9 @@ class FewportsTransport(Httpx2):
     reference = "httpx2.AsyncClient"
 
     def _make(self, place: Place) -> Any:
-        import fewports.httpx
         import httpx2
+
+        import fewports.httpx
 
         options = self._options(httpx2)
         timeout = options.pop("timeout")

@@ -22,6 +22,7 @@ from .errors import (
     NotConnected,
     NotResolved,
     PlaceTimedOut,
+    SocksRefused,
     Stage,
     TimedOut,
     TlsFailed,
@@ -31,6 +32,7 @@ from .exchange import Exchange
 from .pool import OriginPool, Route, Tunnel
 from .request import Body, Fields, Request, Times
 from .seam import Loop, Tls, here
+from .socks import Socks
 
 __all__ = [
     "Body",
@@ -46,6 +48,8 @@ __all__ = [
     "PlaceTimedOut",
     "Request",
     "Route",
+    "Socks",
+    "SocksRefused",
     "Stage",
     "TimedOut",
     "Times",

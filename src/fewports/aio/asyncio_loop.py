@@ -137,7 +137,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
 
     __slots__ = (
         *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_poll", "_timer", "_transport"),
-        *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
+        *("closed", "deadline", "loop", "lost", "patience", "receiver", "session", "sock"),
     )
 
     def __init__(self, loop: AsyncioLoop, sock: GatedSocket, receiver: Receiver) -> None:
@@ -147,6 +147,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self.receiver = receiver
         self.patience: float | None = None
         self.deadline: float | None = None
+        self.session: ssl.SSLObject | None = None
         self.closed = self.lost = False
         self._held = self._paused = False
         self._future: Future[None] | None = None
@@ -253,13 +254,12 @@ class AsyncioLink(asyncio.BufferedProtocol):
             if not self.lost and not self._lower.is_closing():
                 self._lower.resume_reading()
 
-    async def secure(self, tls: Tls) -> ssl.SSLObject:
+    async def secure(self, tls: Tls) -> None:
         loop = self.loop.loop
         upper = await loop.start_tls(self._transport, self, tls.context, server_hostname=tls.hostname)
         assert upper is not None
         self._transport = upper
-        session: ssl.SSLObject = upper.get_extra_info("ssl_object")
-        return session
+        self.session = upper.get_extra_info("ssl_object")
 
     def close(self, reason: CloseReason) -> None:
         if self.closed:

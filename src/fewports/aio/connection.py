@@ -105,6 +105,11 @@ class Connection:
         return self._sent
 
     @property
+    def whole(self) -> bool:
+        """Say whether the response is here to its end."""
+        return self.reader.done and self._failure is None
+
+    @property
     def pending(self) -> bool:
         """Say whether some of the body is there that nobody has read."""
         return bool(self._pieces)
@@ -213,7 +218,7 @@ class Connection:
         link.patience = times.write
         if body is None:
             data = http1.request_head(request.method, request.target, (), preset)
-            reader.begin(request.method)
+            reader.begin(request.method, upgrade=request.upgrade)
             flows = link.write(data)
             self._sent = True
             if not flows:
@@ -290,6 +295,7 @@ class Connection:
     def _content(self) -> bytes:
         """Take all pieces there are."""
         pieces, self._held = self._pieces, 0
+        self.link.resume()  # for the next response
         if len(pieces) == 1:
             piece = pieces.popleft()
             return piece if type(piece) is bytes else bytes(piece)
@@ -327,7 +333,7 @@ class Connection:
         if type(body) is bytes and (not framed or "content-length" in preset.names):
             length = None if framed else len(body)
             head = http1.request_head(request.method, request.target, (), preset, length)
-            reader.begin(request.method, sending=True)
+            reader.begin(request.method, sending=True, upgrade=request.upgrade)
             if len(body) <= TOGETHER:
                 if await self._put(head + body):
                     reader.sent()
@@ -343,7 +349,7 @@ class Connection:
         chunked = "content-length" not in preset.names
         more = (("Transfer-Encoding", "chunked"),) if not framed else ()
         head = http1.request_head(request.method, request.target, more, preset)
-        reader.begin(request.method, sending=True)
+        reader.begin(request.method, sending=True, upgrade=request.upgrade)
         if await self._put(head) and await self._stream(body, chunked, request.fields):
             reader.sent()
 

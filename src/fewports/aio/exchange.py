@@ -28,6 +28,17 @@ class Exchange:
         self.encoded = reader.encoded  # there is a Content-Encoding
         self._connection = connection if body is None else None
 
+    @property
+    def connection(self) -> Connection | None:
+        """The connection, while it is in use."""
+        return self._connection
+
+    @property
+    def ready(self) -> bool:
+        """Say whether all of the body is here, so that read() waits for nothing."""
+        connection = self._connection
+        return connection is None or connection.whole
+
     def forget(self) -> None:
         """Leave the connection to somebody else: it is a tunnel now."""
         self._connection = None

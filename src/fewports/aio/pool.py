@@ -43,6 +43,7 @@ from .errors import (
 from .exchange import Exchange
 from .request import Presets, Request, Times
 from .seam import Loop, Tls
+from .socks import Socks, shake
 
 _FOREVER = Times()
 
@@ -60,7 +61,7 @@ class Route(NamedTuple):
 
     to: To
     tls: Tls | None = None
-    tunnel: Tunnel | None = None
+    tunnel: Tunnel | Socks | None = None
     options: Sequence[SocketOption] = ()
     family: socket.AddressFamily | int = socket.AF_UNSPEC
 
@@ -71,6 +72,8 @@ class OriginPool:
     Connections are exclusive: one exchange at a time. ``_furnish`` is where another kind would come from, by what
     the session says of ALPN; it is asked for exchange(), alive(), clean, give_back(), settle(), discard() and end().
     """
+
+    kind: type[Connection] = Connection
 
     def __init__(self, loop: Loop, route: Route, limits: Limits) -> None:
         self.loop = loop
@@ -207,7 +210,7 @@ class OriginPool:
     async def _furnish(self, sock: GatedSocket, times: Times) -> Connection:
         """Make a connection of a socket that was dialled: a tunnel first, if that is the way, and TLS."""
         route = self.route
-        connection = Connection(self.home, self._presets, sock.lease)
+        connection = self.kind(self.home, self._presets, sock.lease)
         connection.link = link = self.loop.link(sock, connection)
         try:
             await link.open()
@@ -215,7 +218,10 @@ class OriginPool:
             if route.tunnel is not None:
                 if route.tunnel.tls is not None:
                     await self._secure(connection, route.tunnel.tls, times)
-                await self._tunnel(connection, route.tunnel, times)
+                if isinstance(route.tunnel, Socks):
+                    await self._shake(connection, route.tunnel, times)
+                else:
+                    await self._tunnel(connection, route.tunnel, times)
             if route.tls is not None:
                 await self._secure(connection, route.tls, times)
         except BaseException:
@@ -225,17 +231,31 @@ class OriginPool:
         return connection
 
     async def _secure(self, connection: Connection, tls: Tls, times: Times) -> None:
+        link = connection.link
         try:
             with anyio.fail_after(times.within(times.connect, monotonic())):
-                session = await connection.link.secure(tls)
-            if tls.check is not None:
-                tls.check(session)
+                await link.secure(tls)
+            if tls.check is not None and link.session is not None:
+                tls.check(link.session)
         except TimeoutError as error:
             raise TimedOut(Stage.TLS) from error
         except OSError as error:
             raise (TlsFailed(str(error)) if isinstance(error, ssl.SSLError) else Disconnected(False)) from error
         except Exception as error:  # of the check
             raise TlsFailed(str(error)) from error
+
+    async def _shake(self, connection: Connection, socks: Socks, times: Times) -> None:
+        """Have a SOCKS proxy connect us."""
+        link = connection.link
+        link.patience, link.deadline = times.connect, times.deadline
+        try:
+            await shake(link, socks)
+        except TimeoutError as error:
+            raise TimedOut(Stage.CONNECT) from error
+        except OSError as error:
+            raise NotConnected(str(error)) from error
+        link.receiver = connection
+        link.patience = link.deadline = None
 
     async def _tunnel(self, connection: Connection, tunnel: Tunnel, times: Times) -> None:
         """Have the proxy connect us; what follows on the link is another conversation."""

@@ -58,6 +58,7 @@ class Link(Protocol):
     deadline: float | None
     closed: bool
     lost: bool  # the peer has closed, or it broke
+    session: ssl.SSLObject | None  # of TLS, the innermost
 
     @property
     def loop(self) -> Loop: ...
@@ -100,8 +101,8 @@ class Link(Protocol):
         """Take in again."""
         ...
 
-    async def secure(self, tls: Tls) -> ssl.SSLObject:
-        """Speak TLS from now on, within TLS if that is spoken already; return what knows the session."""
+    async def secure(self, tls: Tls) -> None:
+        """Speak TLS from now on, within TLS if that is spoken already."""
         ...
 
     def close(self, reason: CloseReason) -> None:

@@ -109,7 +109,7 @@ class TrioLink:
 
     __slots__ = (
         *("_held", "_poll", "_sessions", "_unsent", "_woken"),
-        *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
+        *("closed", "deadline", "loop", "lost", "patience", "receiver", "session", "sock"),
     )
 
     def __init__(self, loop: TrioLoop, sock: GatedSocket, receiver: Receiver) -> None:
@@ -118,6 +118,7 @@ class TrioLink:
         self.receiver = receiver
         self.patience: float | None = None
         self.deadline: float | None = None
+        self.session: ssl.SSLObject | None = None
         self.closed = self.lost = False
         self._held = self._woken = False
         self._unsent = bytearray()
@@ -141,6 +142,13 @@ class TrioLink:
             raise BrokenPipeError("the connection is closed")
         for session in reversed(self._sessions):
             data = session.seal(data)
+        if self._unsent:
+            try:
+                del self._unsent[: self.sock.send(self._unsent)]
+            except BlockingIOError:
+                pass
+            except ConnectionError as error:
+                raise BrokenPipeError("the connection is closed") from error
         if not self._unsent:
             try:
                 count = self.sock.send(data)
@@ -203,7 +211,7 @@ class TrioLink:
     def resume(self) -> None:
         self._held = False
 
-    async def secure(self, tls: Tls) -> ssl.SSLObject:
+    async def secure(self, tls: Tls) -> None:
         session = Session(tls)
         while not session.shake():
             await self._reply(session)
@@ -213,7 +221,7 @@ class TrioLink:
                 raise ConnectionResetError("the peer closed in the TLS handshake")
         await self._reply(session)
         self._sessions.append(session)
-        return session.object
+        self.session = session.object
 
     def close(self, reason: CloseReason) -> None:
         if self.closed:

@@ -100,6 +100,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     wait: float | None = None  # seconds in line for a port; None: as long as the budget says
     wire: Wire | None = None
     deadline: float | None = None  # for the response, where the time-out has a total
+    when_dialled: Callable[[GatedSocket], object] | None = None  # told of the socket that stands, before TLS
     _dialled: GatedSocket | None = None
     _failure: Exception | None = None
     _sent = False  # something of the request that is under way
@@ -153,6 +154,8 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
             options.skip_time_wait(outcome)  # if the handshake fails, it is ssl that closes it
         lease = outcome.lease
         try:
+            if self.when_dialled is not None:
+                self.when_dialled(outcome)
             self._finish_connect()
             outcome.passing = False
             pass_on(outcome, self.sock)

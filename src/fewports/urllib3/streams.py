@@ -131,6 +131,10 @@ class Rider:
                 raise
             raise _translated(error) from error
 
+    def begin(self, method: str) -> StreamWire:
+        """Return what a request of its own way goes out with."""
+        return self._wire(method, None, None)
+
     def _wire(self, method: str, timeout: float | None, deadline: float | None) -> StreamWire:
         wire = self.wire = StreamWire(self.carrier, method)
         wire.timeout = timeout
