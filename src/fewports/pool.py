@@ -142,12 +142,12 @@ class Pool(Generic[C]):
         """Return the connection that was used last, or one with a seat; None if there is none: see take()."""
         with self._lock:
             idle, bound = self._idle, self.limits.bound
-            if bound is not None and self.used >= bound:
+            if self.closed or (bound is not None and self.used >= bound):
                 return None
             if self._sharing.seats and (found := self._sharing.seat(now)):
                 self.used += 1
                 return found
-            if not idle or idle[-1].expires <= now or idle[-1].capacity <= 0 or self.closed:
+            if not idle or idle[-1].expires <= now or idle[-1].capacity <= 0:
                 return None
             self.used += 1
             connection = idle.pop()
@@ -211,10 +211,14 @@ class Pool(Generic[C]):
     def _give_back_seat(self, connection: C, now: float) -> bool:
         """Give back one of several seats; say whether it was the last, and the place is still to be given back."""
         woken: list[Waiter] = []
+        lease = connection.lease
+        rival = lease.ledger.first_in_line(lease) if lease and lease.wanted else None
         with self._lock:
             last = self._sharing.leave(connection)
             if not last:
                 self.used = max(0, self.used - 1)
+                if rival and rival.holder is not self and ((first := self._first()) is None or rival < first):
+                    self._sharing.drain(connection)
                 self._serve(woken, now)
         for waiter in woken:
             waiter.wake()

@@ -162,6 +162,10 @@ class Stream:
         self._offset = self.buffered = 0
         self._connection._leave(self, code)
 
+    def stop(self) -> None:
+        """Send no more of the request; what came, and was not taken, stays."""
+        self._connection._leave(self, Code.CANCEL)
+
     def __repr__(self) -> str:
         status = self.head.status if self.head else "no head"
         state = "closed" if self.closed else "ended" if self.ended else "sent" if self.sent else "open"

@@ -22,7 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, cast
 
 from ..events import CloseReason
@@ -43,6 +43,9 @@ PREFETCH = 1024 * 1024  # bytes of a body that is wanted whole before its reader
 QUIET = 20.0  # seconds without a byte, while somebody waits, after which the peer is asked whether it is there
 ANSWER = 20.0  # seconds for its answer
 SUSPENSE = 0.5  # seconds for it before a request is sent where the one before got no byte in its time
+LAST_WORDS = 10  # milliseconds for a thread that is sending when the connection is closed
+RELIEF = 0.05  # seconds between two looks at whether somebody still reads, while the kernel takes no more
+MAX_UNSENT = 256 * 1024  # bytes that the kernel has no room for: then bodies wait
 LINGER = 64  # times as many bytes as are asked for at once are read over before closing on a peer that broke a rule
 HEADS = 128  # heads that are remembered
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -123,7 +126,7 @@ class SharedWire:
         self._forsaken: deque[Stream] = deque()  # nobody will read them; filled where no lock may be taken
         self._leader: Waiting | None = None
         self._waiting: dict[Stream, Waiting] = {}
-        self._writing = False
+        self._writing = 0
         self._deaf = False  # the peer takes no more
         self._unsent = b""
         sock.settimeout(0)
@@ -164,6 +167,8 @@ class SharedWire:
             if self.home is not None:
                 for connection, reason in self.home.leave_seat(self, now):
                     connection.end(reason)
+        if self._unsent:
+            self._flush()
         self._look(0.0)
 
     def forsake(self, stream: Stream) -> None:
@@ -190,6 +195,10 @@ class SharedWire:
             self._engine.close()
         with contextlib.suppress(OSError):
             self._flush()
+            for _ in range(LAST_WORDS):
+                if not self._writing:
+                    break
+                sleep(0.001)  # another thread has our GOAWAY in hand
             if self._engine.error is not None and self._engine.error.code is not None:
                 # Closing with bytes unread is a reset, which may overtake the GOAWAY that says what was wrong.
                 with self._io, contextlib.suppress(*_LATER):
@@ -221,9 +230,7 @@ class SharedWire:
             stream = self._engine.open(fields, end=whole)
             if self._engine.closing:
                 self._measure()  # the last id
-            data = self._due()
-        if data:
-            self._write(data)
+        self._flush()
         return stream
 
     def send(self, stream: Stream, data: bytes | memoryview, timeout: float | None, deadline: float | None) -> None:
@@ -231,12 +238,14 @@ class SharedWire:
         view = memoryview(data).cast("B")
         while view:
             with self._lock:
-                count = stream.send(view)
+                count = stream.send(view) if len(self._unsent) < MAX_UNSENT else 0
+                if count < len(view) and stream.ended:
+                    stream.stop()  # the peer has answered, and need not read the rest
             self._flush()
             view = view[count:]
             if self._unsent:
                 self._drain(timeout, deadline)
-            if view and not count:
+            if view and not count and len(self._unsent) < MAX_UNSENT:
                 self.wait(stream, has_room, timeout, deadline)
 
     def finish(self, stream: Stream) -> None:
@@ -257,9 +266,7 @@ class SharedWire:
                 piece = stream.take() if limit == inf else stream.take(int(limit))
                 pieces.append(piece)
                 limit -= len(piece)
-            due = self._due()
-        if due:
-            self._write(due)
+        self._flush()
         return pieces
 
     def leave(self, stream: Stream) -> None:
@@ -267,7 +274,11 @@ class SharedWire:
         with self._lock:
             if not stream.closed or stream.buffered:
                 stream.reset(Code.CANCEL)
-            self._waiting.pop(stream, None)
+            waiting = self._waiting.pop(stream, None)
+            if waiting is not None:
+                waiting.wake()  # another thread's, which is to learn of it
+            elif (leader := self._leader) is not None and leader.stream is stream:
+                self._engine.ping()  # it sleeps in poll(): the answer wakes it
             self._measure()
         with contextlib.suppress(OSError):
             self._flush()
@@ -304,8 +315,7 @@ class SharedWire:
             self._flush()
             raise
         finally:
-            if self._leader is me:
-                self._hand_over()
+            self._resign(me)
 
     # Below: a turn at reading or writing. The lock is taken in there.
 
@@ -315,9 +325,12 @@ class SharedWire:
         with self._lock:
             if self.closed or self._leader is not None or self._waiting:
                 return
-            self._leader = me
-        until = monotonic() + pause
         try:
+            with self._lock:
+                if self._leader is not None:
+                    return
+                self._leader = me
+            until = monotonic() + pause
             while not self.spent and (
                 (self._pending and self._pending()) or self._poll.poll(max(0.0, until - monotonic()) * 1000)
             ):
@@ -325,7 +338,7 @@ class SharedWire:
                 if not self._engine.unanswered:
                     until = 0.0
         finally:
-            self._hand_over()
+            self._resign(me)
 
     def _is_over(self, me: Waiting, patience: _Patience) -> bool:
         """Look again after a time-out: True if we were served after all."""
@@ -366,18 +379,34 @@ class SharedWire:
                 self._flush()
             patience.look()
 
+    def _resign(self, me: Waiting) -> None:
+        """Read no more for others. Twice, as a signal handler may raise in the first."""
+        try:
+            if self._leader is me:
+                self._hand_over()
+        finally:
+            if self._leader is me:
+                self._hand_over()
+
     def _hand_over(self) -> None:
         """Have the next who waits read."""
         with self._lock:
-            self._leader = None
             for stream, waiting in self._waiting.items():
                 del self._waiting[stream]
                 self._leader = waiting
                 waiting.wake()
                 return
+            self._leader = None
 
     def _receive(self, me: Waiting | None) -> bool:
         """Receive once and tell whom it concerns; say whether *me* is ready."""
+        try:
+            return self._take_in(me)
+        except BaseException:
+            self._fail(None)  # bytes that came may be lost: nothing can follow
+            raise
+
+    def _take_in(self, me: Waiting | None) -> bool:
         error: Exception | None = None
         data = b""
         try:
@@ -405,11 +434,9 @@ class SharedWire:
                     wake.append(waiting)
             widened = self._measure()
             served = me is not None and me.ready(me.stream)
-            due = self._due()
         for waiting in wake:
             waiting.wake()
-        if due:
-            self._write(due)
+        self._flush()
         if widened and self.home is not None:
             self.home.widened(monotonic())
         if error is not None:
@@ -428,10 +455,19 @@ class SharedWire:
 
     def _flush(self) -> None:
         """Send what is due, unless somebody does."""
-        with self._lock:
-            due = self._due()
-        if due:
-            self._write(due)
+        if self._writing:
+            return  # whoever does looks again under the lock
+        mine = threading.get_ident()
+        try:
+            with self._lock:
+                due = self._due(mine)
+            if due:
+                self._write(due)
+        except BaseException:
+            if self._writing == mine:
+                self._writing = 0  # what was taken may be lost: nothing can follow
+                self._fail(None)
+            raise
 
     def _write(self, data: bytes) -> None:
         """Send *data*, and what comes to be due meanwhile: the right to do so is ours."""
@@ -449,14 +485,14 @@ class SharedWire:
                     else:
                         data = self._engine.pending()
                     if not data:
-                        self._writing = False
+                        self._writing = 0
         except (OSError, ValueError):
             # The peer has closed. What it said before is still to be read, a GOAWAY perhaps; then comes the end.
             with self._lock:
                 self._deaf = True
-                self._writing = False
+                self._writing = 0
         except BaseException:
-            self._writing = False  # half a record may be out: nothing can follow
+            self._writing = 0  # half a record may be out: nothing can follow
             self._fail(None)
             raise
 
@@ -478,12 +514,12 @@ class SharedWire:
                 left = until - monotonic()
                 if left <= 0:
                     raise TimeoutError("timed out")
-                events = poll.poll(min(left, QUIET) * 1000 + 0.999)
+                # Who reads may stop at any time, and the peer may take nothing before somebody reads.
+                events = poll.poll(min(left, QUIET if leads else RELIEF) * 1000 + 0.999)
                 if leads and events and events[0][1] & ~select.POLLOUT:
                     self._receive(None)
             finally:
-                if leads:
-                    self._hand_over()
+                self._resign(me)
             self._flush()
 
     def _fail(self, error: Exception | None) -> None:
@@ -501,7 +537,7 @@ class SharedWire:
 
     # Below: the lock is held.
 
-    def _due(self) -> bytes:
+    def _due(self, mine: int) -> bytes:
         """Take what is to be sent, and the right to send it; b"" if somebody has that, or nothing is due."""
         if self._writing:
             return b""
@@ -511,7 +547,7 @@ class SharedWire:
         if self._unsent:
             data = self._unsent + data
             self._unsent = b""
-        self._writing = bool(data)
+        self._writing = mine if data else 0
         return data
 
     def known(self, block: Block) -> Known:

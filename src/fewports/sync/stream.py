@@ -137,9 +137,9 @@ class StreamWire:
                 self.carrier.send(stream, data, self.timeout, self.deadline)
             if end:
                 self.carrier.finish(stream)
-        except ProtocolError:
+        except ProtocolError as error:
             if stream.head is None:
-                raise self._error() from None
+                raise (error if stream.error is None else self._error()) from None
             # It has answered: that is worth more than the error.
 
     def head(self) -> Head:

@@ -31,8 +31,9 @@ from ..source import Sources
 from ..sync.dial import Alarm
 from ..sync.shared import SharedWire
 from ..sync.timer import timer
-from .connection import OURS, HTTPConnection, HTTPSConnection, Kept, untouched
+from .connection import OURS, HTTPConnection, HTTPSConnection, Kept
 from .gate import Gate
+from .patched import untouched
 from .response import Response
 from .shelf import Shelf
 from .times import Times, times_of
@@ -291,11 +292,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 policy = Retry.from_int(policy, redirect=redirect)
             asked = _asked((method, url, preload_content, decode_content, True))
             conn = None
-            since = 0.0
+            since, rode = 0.0, False
             try:
                 conn = self._take_idle()
                 if conn is not None:
-                    since = conn.idle_since
+                    since, rode = conn.idle_since, conn.rider is not None
                     outcome = self._straight(conn, asked, body, self.headers if headers is None else headers, timeout)
                     if isinstance(outcome, Response) and self._ours(outcome, policy, redirect):
                         if preload_content:
@@ -303,7 +304,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                         return outcome
                     begun = Begun(conn, outcome, pool_timeout)
             except BaseException:
-                if conn is not None and conn.idle_since == since:  # it was not given back
+                given = rode and conn is not None and conn.rider is None
+                if conn is not None and conn.idle_since == since and not given:  # it was not given back
                     conn.close()
                     self.give_back(conn)
                 raise

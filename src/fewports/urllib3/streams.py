@@ -136,10 +136,18 @@ class Rider:
         return self._wire(method, None, None)
 
     def _wire(self, method: str, timeout: float | None, deadline: float | None) -> StreamWire:
+        if self.wire is not None:  # the seat is the next one's
+            self.wire.seated = False
+            self.wire.close()
         wire = self.wire = StreamWire(self.carrier, method)
         wire.timeout = timeout
         wire.deadline = deadline
         return wire
+
+    @property
+    def begun(self) -> bool:
+        """Say whether a request has been begun: of its body something may have been read."""
+        return self.wire is not None and self.wire.stream is not None
 
     def unanswered(self, method: str, error: Exception) -> bool:
         """Say whether the request that failed may be sent again."""
