@@ -23,7 +23,7 @@ from support.ledgers import disagreements
 from support.scripted import Peer, Scripted
 from support.servers import HttpServer
 from test_fork import forked, sockets
-from urllib3.exceptions import ClosedPoolError, HTTPError, ProtocolError
+from urllib3.exceptions import ClosedPoolError, HTTPError, MaxRetryError, ProtocolError, UnrewindableBodyError
 from ways import Way
 
 import fewports
@@ -556,6 +556,69 @@ def test_a_body_that_fails(way: Way, server: Door) -> None:
             )
             assert fixed.data == b"abc"
 
+    way.run(case)
+
+
+def test_what_can_be_read_only_once(way: Way) -> None:
+    """A body from a generator is sent again while nobody has begun to read it, and never after that."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"once"
+
+    async def case() -> None:
+        with Scripted(*[_read_and_reset] * 2) as peer:
+            async with fewports.AsyncPoolManager(retries=2, ledger=fewports.Ledger()) as http:
+                for once in (body(), iter([b"once"])):
+                    with pytest.raises(UnrewindableBodyError):
+                        await http.request("PUT", peer.url, body=once)
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        async with fewports.AsyncPoolManager(retries=2, ledger=fewports.Ledger()) as http:
+            unread = body()
+            with pytest.raises(MaxRetryError):
+                await http.request("PUT", url, body=unread)
+            assert [piece async for piece in unread] == [b"once"]
+
+    way.run(case)
+
+
+def _read_and_reset(peer: Peer) -> None:
+    peer.request()
+    peer.reset()
+
+
+def test_a_request_that_cannot_be_sent(way: Way, server: Door) -> None:
+    """What is no request is refused before a byte of it goes out, and the connection stays."""
+
+    async def case() -> None:
+        async with manager(server) as http:
+            await http.request("GET", server.url)
+            with pytest.raises(ValueError, match="CR, LF or NUL"):
+                await http.request("GET", server.url, headers={"X-A": "a\r\nX-B: b"})
+            assert (await http.request("GET", server.url)).json() == BODY
+        assert server.stats()["accepted"] == 1
+
+    way.run(case)
+
+
+def test_an_answer_to_an_upload_that_stands_still(way: Way) -> None:
+    """A server that answers, and reads no more, is heard; on trio, which does not read while it sends, in time."""
+    ended = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.sock.recv(1000)
+        peer.answer(b"enough", status="413 Too Large")
+        ended.wait(5)
+
+    async def case() -> None:
+        with Scripted(serve) as peer:
+            async with fewports.AsyncPoolManager(retries=False, ledger=fewports.Ledger()) as http:
+                response = await http.request("PUT", peer.url, body=bytes(50_000_000), write_timeout=3)
+                assert (response.status, response.data) == (413, b"enough")
+                ended.set()
+
+    if way.name == "trio":
+        pytest.skip("trio's link does not read while it sends")
     way.run(case)
 
 

@@ -74,11 +74,12 @@ class AsyncioLoop:
     def link(self, sock: GatedSocket, receiver: Receiver) -> AsyncioLink:
         return AsyncioLink(self, sock, receiver)
 
-    def call(self, work: Callable[[], object]) -> None:
+    def call(self, work: Callable[[], object]) -> bool:
         try:
             self.loop.call_soon_threadsafe(work)
         except RuntimeError:  # it is closed
-            work()
+            return False
+        return True
 
     async def keep(self, receiver: Receiver) -> None:
         for loop in [loop for loop in _keepers if loop.is_closed()]:
@@ -134,7 +135,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
     """See Link."""
 
     __slots__ = (
-        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_timer", "_transport"),
+        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_poll", "_timer", "_transport"),
         *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
     )
 
@@ -150,6 +151,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self._future: Future[None] | None = None
         self._timer: TimerHandle | None = None
         self._due = inf
+        self._poll: select.poll | None = None
         self._transport: Any = None
         self._lower: Any = None  # the transport under TLS
 
@@ -177,6 +179,11 @@ class AsyncioLink(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self.closed and self._lower is self._transport and self.loop.direct:
             self._last_words()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not (self.closed or self.loop.direct):
+            entrust(self.sock)  # uvloop closes it next
         self.lost = True
         if not self.closed:
             self.receiver.ended(exc)
@@ -197,9 +204,10 @@ class AsyncioLink(asyncio.BufferedProtocol):
         await self.loop.loop.create_connection(lambda: self, sock=self.sock)
 
     def silent(self) -> bool:
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return not poll.poll(0)
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
+        return not self._poll.poll(0)
 
     def write(self, data: bytes | memoryview) -> bool:
         transport = self._transport
@@ -259,10 +267,8 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self.sock.reason = reason
         if self.sock.fileno() < 0:  # in a forked child: the loop, and what it watches, are the parent's
             return
-        if self.loop.here or self.loop.loop.is_closed():
+        if self.loop.here or not self.loop.call(self._close):
             self._close()
-        else:
-            self.loop.call(self._close)
 
     def _close(self) -> None:
         if self._timer is not None:

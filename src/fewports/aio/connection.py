@@ -73,7 +73,9 @@ class Connection:
         """Say whether a request may go out, after being idle."""
         # The loop has told what it knows. What may not be repeated asks the system as well.
         link = self.link
-        return not (link.closed or link.lost) and (method in http1.IDEMPOTENT or link.silent())
+        if link.closed or link.lost or not self.reader.reusable:
+            return False
+        return method in http1.IDEMPOTENT or link.silent()
 
     def end(self, reason: CloseReason) -> None:
         """Close, and say why; from any thread."""
@@ -168,8 +170,8 @@ class Connection:
             self._stray()
             return
         wants = self._wants
-        if wants and (
-            reader.done
+        if (
+            reader.done  # who still sends is to know, too
             or self._failure is not None
             or (wants == _HEAD and reader.head is not None)
             or (wants == _SOME and self._pieces)
@@ -196,6 +198,7 @@ class Connection:
         self.link.wake()
 
     def abandon(self) -> None:
+        """Close, and all that is idle in the pool with it."""
         for other, reason in self.home.empty(for_good=True):
             other.end(reason)
         self.end(CloseReason.DONE)
@@ -349,13 +352,14 @@ class Connection:
         """Send *body* piece by piece; say whether all of it went out."""
         self._streamed = 0
         if isinstance(body, AsyncIterable):
+            pieces = aiter(body)
             try:
-                async for piece in body:
+                async for piece in pieces:
                     if not await self._portion(piece, chunked):
                         return False
             finally:
-                if isinstance(body, AsyncGenerator):
-                    await body.aclose()  # it was begun here; trio warns of those that nobody ends
+                if isinstance(pieces, AsyncGenerator):
+                    await pieces.aclose()  # it was begun here; trio warns of those that nobody ends
         else:
             for piece in (body,) if isinstance(body, bytes) else body:
                 if not await self._portion(piece, chunked):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import http1
+from ..events import CloseReason
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -68,6 +69,9 @@ class Exchange:
         return data
 
     def __del__(self) -> None:
+        # The garbage collector may call, in the middle of anything: no lock of a pool may be taken.
         connection = self._connection
-        if connection is not None:
-            connection.link.loop.call(connection.discard)
+        if connection is None or connection.link.sock.fileno() < 0:  # or in a forked child: it is the parent's
+            return
+        if not connection.link.loop.call(connection.discard):
+            connection.end(CloseReason.DROPPED)  # the pool is of a loop that has ended, and serves nobody

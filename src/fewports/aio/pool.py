@@ -105,6 +105,9 @@ class OriginPool:
             try:
                 exchange = await connection.exchange(request, times, whole)
             except BaseException as error:
+                if connection.clean and not connection.begun:  # what was asked for cannot be sent
+                    connection.give_back()
+                    raise
                 again = connection.unanswered(method, error) and _is_there(request, connection)
                 connection.discard(CloseReason.PEER_CLOSED if again else CloseReason.DONE)
                 if again:

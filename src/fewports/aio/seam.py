@@ -134,8 +134,8 @@ class Loop(Protocol):
         """Make a link of a connected socket, which it owns from then on."""
         ...
 
-    def call(self, work: Callable[[], object]) -> None:
-        """Have *work* done in the loop, or at once where that has ended. Takes no lock; for finalizers, too."""
+    def call(self, work: Callable[[], object]) -> bool:
+        """Have *work* done in the loop, from any thread or finalizer; False where that has ended."""
         ...
 
     async def keep(self, receiver: Receiver) -> None:

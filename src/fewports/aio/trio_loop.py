@@ -59,11 +59,12 @@ class TrioLoop:
     def link(self, sock: GatedSocket, receiver: Receiver) -> TrioLink:
         return TrioLink(self, sock, receiver)
 
-    def call(self, work: Callable[[], object]) -> None:
+    def call(self, work: Callable[[], object]) -> bool:
         try:
             self.token.run_sync_soon(work)
         except trio.RunFinishedError:
-            work()
+            return False
+        return True
 
     async def keep(self, receiver: Receiver) -> None:
         receivers = _receivers.get()
@@ -185,7 +186,7 @@ class TrioLink:
         """Do nothing: nobody reads ahead."""
 
     def resume(self) -> None:
-        self._woken = False
+        """Do nothing, likewise."""
 
     async def secure(self, tls: Tls) -> ssl.SSLObject:
         session = Session(tls)

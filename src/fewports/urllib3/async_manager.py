@@ -42,7 +42,7 @@ from ..ledger.local import Ledger
 from ..pool import AGE_LIMIT, IDLE_LIMIT
 from ..source import Sources
 from .async_pool import ENGINE, AsyncPool, Security, TlsOptions
-from .async_request import Asked, Manner, again, content, encoded
+from .async_request import Asked, Manner, again, content, encoded, source
 from .async_response import AsyncResponse
 from .gate import Gate
 from .manager import split_plain
@@ -145,7 +145,7 @@ class AsyncPoolManager:
         if pool is None or pool.prefix or pool.insecure or not (body is None or type(body) is bytes):
             position = set_file_position(body, None) if hasattr(body, "tell") else None
             manner = Manner(preload_content, decode_content, redirect, timeout, pool_timeout, write_timeout)
-            return await self._follow(Asked(method, url, headers, body, policy, position), manner)
+            return await self._follow(Asked(method, url, headers, source(body), policy, position), manner)
         assert found is not None
         if timeout is _DEFAULT_TIMEOUT and pool_timeout is None and write_timeout is None:
             times = self._usual or _times(self.timeout, None, None)

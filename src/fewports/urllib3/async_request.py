@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from urllib3._request_methods import RequestMethods
@@ -57,36 +56,62 @@ def encoded(
     return method, url, keywords.get("headers", headers), keywords.get("body")
 
 
+class Source:
+    """A body that can be read once: an iterator, or an async iterable. *begun* when somebody did."""
+
+    def __init__(self, body: Any) -> None:
+        self.body = body
+        self.begun = False
+
+
+class SyncSource(Source):
+    """One that is read without waiting."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.begun = True
+        return _bytes(self.body)
+
+
+class AsyncSource(Source):
+    """One that is awaited."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self.begun = True
+        return cast("AsyncIterator[bytes]", aiter(self.body))
+
+
+def source(body: Any) -> Any:
+    """Return *body*, or what notes that it was read if that can be done only once."""
+    if isinstance(body, AsyncIterable):
+        return AsyncSource(body)
+    return SyncSource(body) if isinstance(body, Iterator) and not hasattr(body, "read") else body
+
+
 def content(body: Any, method: str) -> aio.Body | None:
     """Return *body* as the engine takes it."""
     if body is None:
         return None if method in WITHOUT_BODY else b""
-    if isinstance(body, bytes):
+    if isinstance(body, (bytes, SyncSource, AsyncSource)):
         return body
     if isinstance(body, str):
         return body.encode()
-    if isinstance(body, AsyncIterable):
-        return body
     chunks, length = body_to_chunks(body, method, BLOCK)
     if length is not None:
         return b"".join(bytes(chunk) for chunk in chunks or ())
     return _bytes(cast("Iterable[bytes | str]", chunks))
 
 
-def _bytes(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
-    for chunk in chunks:
-        yield chunk.encode() if isinstance(chunk, str) else bytes(chunk)
-
-
 def again(asked: Asked) -> Asked:
     """Make ready to send the body once more."""
     body = asked.body
-    if hasattr(body, "tell") or asked.position is not None:
+    if isinstance(body, Source):
+        if body.begun:
+            raise UnrewindableBodyError("The body was sent in part, and can be read only once.")
+    elif body is not None and asked.position is not None:
         rewind_body(body, asked.position)
-    elif not isinstance(body, (bytes, str, type(None))) and _spent(body):
-        raise UnrewindableBodyError("The body was sent in part, and cannot be sent again: it is no file and no list.")
     return asked
 
 
-def _spent(body: Any) -> bool:
-    return isinstance(body, io.IOBase) or hasattr(body, "__next__") or hasattr(body, "__anext__")
+def _bytes(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk.encode() if isinstance(chunk, str) else bytes(chunk)
