@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, cast
 from ..events import CloseReason
 from ..gated import gated
 from ..http1 import Field
-from ..http2 import Block, Code, Connection, ConnectionFailed, Stream
-from ..http2.message import encoded, response_head
+from ..http2 import Code, Connection, ConnectionFailed, Stream
+from ..http2.message import Heads
+from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, has_room
 from ..ledger.account import Lease
 
 if TYPE_CHECKING:
@@ -39,18 +40,10 @@ if TYPE_CHECKING:
 
 RECEIVE = 65536  # bytes asked for at once
 TOGETHER = 256 * 1024  # bytes received before anybody is told: a large body comes in few turns
-PREFETCH = 1024 * 1024  # bytes of a body that is wanted whole before its reader is woken to take them
-QUIET = 20.0  # seconds without a byte, while somebody waits, after which the peer is asked whether it is there
-ANSWER = 20.0  # seconds for its answer
-SUSPENSE = 0.5  # seconds for it before a request is sent where the one before got no byte in its time
 LAST_WORDS = 10  # milliseconds for a thread that is sending when the connection is closed
 RELIEF = 0.05  # seconds between two looks at whether somebody still reads, while the kernel takes no more
 MAX_UNSENT = 256 * 1024  # bytes that the kernel has no room for: then bodies wait
-LINGER = 64  # times as many bytes as are asked for at once are read over before closing on a peer that broke a rule
-HEADS = 128  # heads that are remembered
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-Ready = Callable[[Stream], bool]
 
 
 class _Nothing:
@@ -60,17 +53,6 @@ class _Nothing:
 
 
 GREETING = cast(Stream, _Nothing())
-
-
-class Known:
-    """What the head of a response says; equal blocks share one."""
-
-    __slots__ = ("block", "encoded", "head")
-
-    def __init__(self, block: Block) -> None:
-        self.block = block  # kept, so that its id() stays its own
-        self.head = response_head(block)
-        self.encoded = encoded(block)
 
 
 class Waiting:
@@ -116,7 +98,7 @@ class SharedWire:
         self.presets: dict[tuple[tuple[str, str], ...], tuple[Field, ...]] = {}
         self._engine = Connection()
         self.received = 0  # bytes
-        self._heads: dict[int, Known] = {}
+        self.heads = Heads()
         self._lock = threading.Lock()
         self._io: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
@@ -550,15 +532,6 @@ class SharedWire:
         self._writing = mine if data else 0
         return data
 
-    def known(self, block: Block) -> Known:
-        """Return what the head *block* says."""
-        known = self._heads.get(id(block))
-        if known is None:
-            if len(self._heads) >= HEADS:
-                self._heads.clear()
-            known = self._heads[id(block)] = Known(block)
-        return known
-
     def _measure(self) -> bool:
         """Tell the pool how many streams there may be; say whether it is to look."""
         before = self.capacity
@@ -597,26 +570,6 @@ class _Patience:
         if self._timeout is not None and self._stream.got != self._seen:
             self._seen = self._stream.got
             self._until = min(monotonic() + self._timeout, self._deadline)
-
-
-def ended(stream: Stream) -> bool:
-    return stream.ended or stream.closed
-
-
-def has_head(stream: Stream) -> bool:
-    return stream.head is not None or stream.closed
-
-
-def is_whole(stream: Stream) -> bool:
-    return stream.ended or stream.closed or stream.buffered >= PREFETCH
-
-
-def has_body(stream: Stream) -> bool:
-    return stream.buffered > 0 or stream.ended or stream.closed
-
-
-def has_room(stream: Stream) -> bool:
-    return stream.room > 0 or stream.closed or stream.ended
 
 
 def _always(stream: Stream) -> bool:

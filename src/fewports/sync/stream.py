@@ -7,9 +7,9 @@ from time import monotonic
 
 from ..http1 import Field, Head, RemoteProtocolError, Truncated
 from ..http2 import ConnectionFailed, ProtocolError, Stream, Unprocessed
-from .shared import PREFETCH, SharedWire, ended, has_body, has_head, is_whole
+from ..http2.waiting import PREFETCH, ended, has_body, has_head, is_whole, may_repeat
+from .shared import SharedWire
 
-_NONE = frozenset((204, 304))
 TOGETHER = 64 * 1024  # bytes of body that are sent with the head: the first window (RFC 9113, section 6.9.2)
 
 
@@ -149,9 +149,9 @@ class StreamWire:
         block = stream.head
         if block is None:
             raise self._error()
-        known = self.carrier.known(block)
+        known = self.carrier.heads.of(block)
         self.encoded = known.encoded
-        self.length = 0 if self.method == "HEAD" or block.status in _NONE else block.length
+        self.length = known.length(self.method)
         return known.head
 
     def read(self, size: int | None = None) -> bytes:
@@ -193,13 +193,9 @@ class StreamWire:
 
     def repeatable(self, error: BaseException, *, idempotent: bool) -> bool:
         """Say whether the request may be sent again: the peer did nothing with it, or that does no harm."""
-        stream = self.stream
-        if stream is None or isinstance(error, Unprocessed):
-            return True
-        if stream.repeatable or stream.head is not None or stream.interim:
-            return stream.repeatable
         carrier = self.carrier
-        return idempotent and carrier.left and carrier.received == self._before
+        unheard = idempotent and carrier.left and carrier.received == self._before
+        return may_repeat(self.stream, error, unheard=unheard)
 
     @property
     def over(self) -> bool:

@@ -24,6 +24,7 @@ from urllib3.util.timeout import _DEFAULT_TIMEOUT
 from .._own import own
 from ..budget import Budget
 from ..events import CloseReason
+from ..http2.waiting import REPEATS
 from ..ledger.account import Waiter
 from ..ledger.local import Ledger
 from ..pool import AGE_LIMIT, ALONE, IDLE_LIMIT, PLACE, Place, Pool, PoolClosed
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
 log = logging.getLogger("fewports")
-REPEATS = 6  # of a request that no server looked at: as often as Go's client; HTTP/1.1 has one
 _asked = partial(tuple.__new__, _ResponseOptions)  # its own __new__() is a function in Python, and takes twice as long
 RIDERS = 256  # connections without a socket, of 2 KB each, that are kept for those who will be at once on a shared one
 REDIRECTS = frozenset(urllib3.HTTPResponse.REDIRECT_STATUSES)

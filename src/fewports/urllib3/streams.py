@@ -13,7 +13,7 @@ from urllib3.util.request import body_to_chunks
 
 from ..http1 import IDEMPOTENT, Field
 from ..http2 import ProtocolError, RemoteProtocolError, Unprocessed
-from ..http2.message import header_fields
+from ..http2.message import header_fields, request_fields
 from ..sync.shared import SharedWire
 from ..sync.stream import StreamWire, leave_seat
 from .response import BadResponse, Response, receive
@@ -86,10 +86,7 @@ class Rider:
         scheme, authority = self.carrier.origin
         if not preset or preset[0][0] != ":authority":
             preset = ((":authority", authority), *preset)
-        fields = ((":method", method), (":scheme", scheme), (":path", url), *preset)
-        if length is not None and not any(name == "content-length" for name, _ in preset):
-            return (*fields, ("content-length", str(length)))
-        return fields
+        return request_fields(method, scheme, url, preset, length)
 
     def send(self, data: Encoded, method: str, timeout: float | None, deadline: float | None) -> None:
         """Send a request whose body is in one piece."""
@@ -191,9 +188,7 @@ def _preset(fields: tuple[tuple[str, str], ...]) -> tuple[Field, ...]:
         given.pop(name.lower(), None)
         if value != SKIP_HEADER:
             kept.append((name, value))
-    # A Host of the caller's own stands where HTTP/2 has it (RFC 9113, section 8.3.1).
-    host = next((value for name, value in kept if name.lower() == "host"), None)
-    return (*([(":authority", host)] if host is not None else ()), *header_fields([*given.values(), *kept]))
+    return header_fields([*given.values(), *kept])
 
 
 def _translated(error: ProtocolError) -> Exception:

@@ -1,0 +1,49 @@
+"""What who waits for a stream waits for, how long a peer may be silent, and what may be sent again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .errors import Unprocessed
+from .stream import Stream
+
+PREFETCH = 1024 * 1024  # bytes of a body that is wanted whole before its reader is woken to take them
+QUIET = 20.0  # seconds without a byte, while somebody waits, after which the peer is asked whether it is there
+ANSWER = 20.0  # seconds for its answer
+SUSPENSE = 0.5  # seconds for it before a request is sent where the one before got no byte in its time
+LINGER = 64  # times as many bytes as are asked for at once are read over before closing on a peer that broke a rule
+REPEATS = 6  # of a request that no server looked at: as often as Go's client; HTTP/1.1 has one
+
+Ready = Callable[[Stream], bool]
+
+
+def ended(stream: Stream) -> bool:
+    return stream.ended or stream.closed
+
+
+def has_head(stream: Stream) -> bool:
+    return stream.head is not None or stream.closed
+
+
+def is_whole(stream: Stream) -> bool:
+    return stream.ended or stream.closed or stream.buffered >= PREFETCH
+
+
+def has_body(stream: Stream) -> bool:
+    return stream.buffered > 0 or stream.ended or stream.closed
+
+
+def has_room(stream: Stream) -> bool:
+    return stream.room > 0 or stream.closed or stream.ended
+
+
+def may_repeat(stream: Stream | None, error: BaseException, *, unheard: bool) -> bool:
+    """Say whether the request that failed may be sent again: the peer did nothing with it, or that does no harm.
+
+    *unheard*: it may have its effect twice, and met the end of a connection on which nothing came after it was sent.
+    """
+    if stream is None or isinstance(error, Unprocessed):
+        return True
+    if stream.repeatable or stream.head is not None or stream.interim:
+        return stream.repeatable
+    return unheard
