@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from ..events import CloseReason
 from ..gated import GatedSocket, entrust
-from .seam import RECEIVE, Receiver, Tls
+from .seam import RECEIVE, Receiver, Sharer, Tls
 
 SLACK = 0.001  # seconds by which a timer of the loop may be early
 
@@ -43,6 +43,12 @@ class AsyncioLoop:
 
     def alarm(self) -> AsyncioAlarm:
         return AsyncioAlarm(self.loop)
+
+    def pause(self) -> Future[None]:
+        return self.loop.create_future()
+
+    def soon(self, work: Callable[[], object]) -> None:
+        self.loop.call_soon(work)
 
     def buffer(self, size: int = RECEIVE) -> memoryview:
         """Return memory to read into, *size* bytes at least."""
@@ -135,8 +141,8 @@ class AsyncioLink(asyncio.BufferedProtocol):
     """See Link."""
 
     __slots__ = (
-        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_poll", "_timer", "_transport"),
-        *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
+        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_poll", "_sharer", "_timer"),
+        *("_transport", "closed", "deadline", "loop", "lost", "patience", "receiver", "session", "sock"),
     )
 
     def __init__(self, loop: AsyncioLoop, sock: GatedSocket, receiver: Receiver) -> None:
@@ -149,8 +155,10 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self.closed = self.lost = False
         self._held = self._paused = False
         self._future: Future[None] | None = None
+        self._sharer: Sharer | None = None
         self._timer: TimerHandle | None = None
         self._due = inf
+        self.session: ssl.SSLObject | None = None
         self._poll: select.poll | None = None
         self._transport: Any = None
         self._lower: Any = None  # the transport under TLS
@@ -195,7 +203,9 @@ class AsyncioLink(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._future is not None:
+        if self._sharer is not None:
+            self._sharer.drained()
+        elif self._future is not None:
             _ring(self._future)
 
     # What a connection calls.
@@ -252,13 +262,26 @@ class AsyncioLink(asyncio.BufferedProtocol):
             if not self.lost and not self._lower.is_closing():
                 self._lower.resume_reading()
 
-    async def secure(self, tls: Tls) -> ssl.SSLObject:
+    async def secure(self, tls: Tls) -> None:
         loop = self.loop.loop
-        upper = await loop.start_tls(self._transport, self, tls.context, server_hostname=tls.hostname)
+        upper = await loop.start_tls(self._transport, self, tls.prepare(), server_hostname=tls.hostname)
         assert upper is not None
         self._transport = upper
-        session: ssl.SSLObject = upper.get_extra_info("ssl_object")
-        return session
+        self.session = upper.get_extra_info("ssl_object")
+
+    def share(self, sharer: Sharer) -> None:
+        self.receiver = self._sharer = sharer
+        self.patience = self.deadline = None
+        self._future = None
+        self._due = inf
+
+    def remind(self, when: float) -> None:
+        if when < self._due and not self.closed:
+            self._due = when
+            if self._timer is None or self._timer.when() > when + SLACK:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._arm(when)
 
     def close(self, reason: CloseReason) -> None:
         if self.closed:
@@ -299,12 +322,15 @@ class AsyncioLink(asyncio.BufferedProtocol):
 
     def _on_time(self) -> None:
         self._timer = None
-        future = self._future
-        if future is None or future.done() or self._due == inf:
+        future, sharer = self._future, self._sharer
+        if self._due == inf or (sharer is None and (future is None or future.done())):
             return
         if self._due > monotonic() + SLACK:
             self._arm(self._due)
-        else:
+        elif sharer is not None:
+            self._due = inf
+            sharer.rang()
+        elif future is not None:
             future.set_exception(TimeoutError("timed out"))
 
     def _last_words(self) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import select
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from math import inf
 from time import monotonic
+from typing import Any
 from weakref import WeakSet
 
 import anyio
@@ -21,7 +22,7 @@ import trio
 
 from ..events import CloseReason
 from ..gated import GatedSocket
-from .seam import RECEIVE, Receiver, Tls
+from .seam import RECEIVE, Receiver, Sharer, Tls
 
 _receivers: trio.lowlevel.RunVar[WeakSet[Receiver] | None] = trio.lowlevel.RunVar("fewports receivers", None)
 
@@ -41,6 +42,12 @@ class TrioLoop:
 
     def alarm(self) -> TrioAlarm:
         return TrioAlarm(self)
+
+    def pause(self) -> TrioPause:
+        return TrioPause()
+
+    def soon(self, work: Callable[[], object]) -> None:
+        self.token.run_sync_soon(work)
 
     async def writable(self, sockets: Sequence[GatedSocket], until: float) -> list[GatedSocket]:
         with anyio.move_on_after(None if until == inf else max(0.0, until - monotonic())):
@@ -104,12 +111,43 @@ class TrioAlarm:
             self._event = trio.Event()
 
 
+class TrioPause:
+    """See Pause."""
+
+    __slots__ = ("_done", "_task")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._task: trio.lowlevel.Task | None = None
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, result: None, /) -> None:
+        self._done = True
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if not self._done:
+            self._task = trio.lowlevel.current_task()
+            yield from trio.lowlevel.wait_task_rescheduled(self._leave).__await__()
+
+    def _leave(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
 class TrioLink:
-    """See Link. What comes is read by the task that waits for it: nobody reads ahead, so hold() has nothing to do."""
+    """See Link. What comes is read by the task that waits for it: nobody reads ahead, so hold() has nothing to do.
+
+    On a link that is shared a task of its own reads, and another sends what there was no room for.
+    """
 
     __slots__ = (
-        *("_poll", "_sessions", "_unsent", "_woken"),
-        *("closed", "deadline", "loop", "lost", "patience", "receiver", "sock"),
+        *("_due", "_poll", "_scope", "_sessions", "_sharer", "_unsent", "_woken", "_writing"),
+        *("closed", "deadline", "loop", "lost", "patience", "receiver", "session", "sock"),
     )
 
     def __init__(self, loop: TrioLoop, sock: GatedSocket, receiver: Receiver) -> None:
@@ -122,7 +160,12 @@ class TrioLink:
         self._woken = False
         self._unsent = bytearray()
         self._sessions: list[Session] = []  # of TLS, the outer one first
+        self.session: ssl.SSLObject | None = None
         self._poll: select.poll | None = None
+        self._sharer: Sharer | None = None
+        self._scope: trio.CancelScope | None = None  # of the wait of the task that reads
+        self._due = inf  # when it is to ring
+        self._writing = False
 
     async def open(self) -> None:
         self.sock.setblocking(False)
@@ -152,6 +195,9 @@ class TrioLink:
                 return True
             data = memoryview(data)[count:]
         self._unsent += data
+        if self._sharer is not None and not self._writing:
+            self._writing = True
+            trio.lowlevel.spawn_system_task(self._write_rest, name="fewports writer")
         return False
 
     async def flush(self) -> bool:
@@ -188,7 +234,7 @@ class TrioLink:
     def resume(self) -> None:
         """Do nothing, likewise."""
 
-    async def secure(self, tls: Tls) -> ssl.SSLObject:
+    async def secure(self, tls: Tls) -> None:
         session = Session(tls)
         while not session.shake():
             await self._reply(session)
@@ -198,17 +244,71 @@ class TrioLink:
                 raise ConnectionResetError("the peer closed in the TLS handshake")
         await self._reply(session)
         self._sessions.append(session)
-        return session.object
+        self.session = session.object
+
+    def share(self, sharer: Sharer) -> None:
+        self.receiver = self._sharer = sharer
+        trio.lowlevel.spawn_system_task(self._read, name="fewports reader")
+
+    def remind(self, when: float) -> None:
+        if when < self._due:
+            self._due = when
+            if self._scope is not None:
+                self._scope.deadline = trio.current_time() + max(0.0, when - monotonic())
 
     def close(self, reason: CloseReason) -> None:
-        if self.closed:
+        here = self.loop.here
+        if self.closed and not here:
             return
         self.closed = True
         self.sock.reason = reason
+        # The task that reads must be told before the descriptor is another's.
+        if here or self._sharer is None or not self.loop.call(self._close):
+            self._close()
+
+    def _close(self) -> None:
         if self.sock.fileno() >= 0:
             if self.loop.here:
                 trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
+
+    async def _read(self) -> None:
+        """Tell what comes in until nothing more does; ring when that is due."""
+        sharer = self._sharer
+        assert sharer is not None
+        try:
+            self._tell(self._unsealed(b""))  # TLS may have read ahead
+            while not (self.closed or self.lost):
+                left = self._due - monotonic()
+                with trio.CancelScope(deadline=inf if left == inf else trio.current_time() + left) as self._scope:
+                    await trio.lowlevel.wait_readable(self.sock)
+                late = self._scope.cancelled_caught
+                self._scope = None
+                if not late:
+                    self._receive()
+                elif self._due <= monotonic():
+                    self._due = inf
+                    sharer.rang()
+        except trio.ClosedResourceError:
+            pass
+        except Exception as error:  # it would end the program, where it is to end this connection
+            self.lost = True
+            sharer.ended(error)
+
+    async def _write_rest(self) -> None:
+        """Send what there was no room for, as soon as there is."""
+        sharer = self._sharer
+        assert sharer is not None
+        try:
+            while self._unsent:
+                await trio.lowlevel.wait_writable(self.sock)
+                with contextlib.suppress(BlockingIOError):
+                    del self._unsent[: self.sock.send(self._unsent)]
+        except (trio.ClosedResourceError, OSError):
+            self._unsent.clear()  # what reads will see why
+        finally:
+            self._writing = False
+        sharer.drained()
 
     def _receive(self) -> None:
         """Receive once, and tell."""
@@ -218,6 +318,9 @@ class TrioLink:
             self.lost = True
             self.receiver.ended(error)
             return
+        self._tell(data)
+
+    def _tell(self, data: bytes) -> None:
         if data:
             self.receiver.received(data)
         if self.lost:
@@ -238,6 +341,10 @@ class TrioLink:
         except BlockingIOError:
             return b""
         self.lost = not data
+        return self._unsealed(data)
+
+    def _unsealed(self, data: bytes) -> bytes:
+        """Return what *data* means, and what TLS has read ahead."""
         for session in self._sessions:
             session.take_in(data)
             data = session.open()
@@ -268,7 +375,7 @@ class Session:
 
     def __init__(self, tls: Tls) -> None:
         self.into, self.out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.object = tls.context.wrap_bio(self.into, self.out, server_hostname=tls.hostname)
+        self.object = tls.prepare().wrap_bio(self.into, self.out, server_hostname=tls.hostname)
         self.ended = False
 
     @property
