@@ -11,7 +11,7 @@ import contextlib
 import select
 import ssl
 from asyncio import AbstractEventLoop, Future, TimerHandle, _get_running_loop
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from math import inf
 from time import monotonic
 from typing import Any
@@ -31,6 +31,7 @@ class AsyncioLoop:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
         # These read as soon as they have asked where to, and what came is copied out at once: one buffer does for all
         # connections. Another loop, as that of Windows, may read into several at a time.
         self.direct = isinstance(loop, asyncio.SelectorEventLoop)
@@ -86,6 +87,12 @@ class AsyncioLoop:
         except RuntimeError:  # it is closed
             return False
         return True
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+        task = self.loop.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task.cancel
 
     async def keep(self, receiver: Receiver) -> None:
         for loop in [loop for loop in _keepers if loop.is_closed()]:

@@ -46,6 +46,7 @@ from .errors import (
 )
 from .exchange import Exchange
 from .http2 import SharedConnection
+from .opening import Opening
 from .prelude import Prelude
 from .request import FieldSets, Presets, Request, Times
 from .ride import Ride
@@ -201,17 +202,42 @@ class OriginPool:
             if not (found is None or isinstance(found, Place)):
                 return found
             alone = found is ALONE
-        try:
-            outcome = await self._dial(times, ticket)
-            if isinstance(outcome, GatedSocket):
-                return Made(await self._furnish(outcome, times, alone))
-        except BaseException as error:
-            if alone:
-                self.home.not_opened(failed=isinstance(error, Exception))
-            raise
         if alone:
+            return await self._open_for_all(times, ticket)
+        outcome = await self._dial(times, ticket)
+        return Made(await self._furnish(outcome, times, False)) if isinstance(outcome, GatedSocket) else outcome
+
+    async def _open_for_all(self, times: Times, ticket: int | None) -> Made | Pooled:
+        """Open a connection for which others wait as well.
+
+        It goes on for them when this is cancelled: if nobody had the time for it alone, it would never be there.
+        """
+
+        async def work() -> Made | Pooled:
+            try:
+                outcome = await self._dial(times, ticket)
+                if isinstance(outcome, GatedSocket):
+                    return Made(await self._furnish(outcome, times, True))
+            except BaseException:
+                self.home.not_opened(failed=True)
+                raise
             self.home.not_opened(failed=False)
-        return outcome
+            return outcome
+
+        def settle(outcome: Made | Pooled | None) -> None:
+            if isinstance(outcome, Made):
+                outcome.connection.give_back()
+                return
+            if outcome is not None:
+                self._return(outcome)
+            self.home.drop_place()
+
+        def leave() -> bool:
+            self.home.add_place()  # for the opening; who leaves gives back his own
+            return self.home.crowded
+
+        opening = Opening(self.loop, work, settle)
+        return await opening.result(leave, lambda: self.home.not_opened(failed=False))
 
     async def _place(self, times: Times) -> Pooled | Place:
         """Wait until a connection, or the place for one, comes free."""
@@ -258,7 +284,7 @@ class OriginPool:
             return outcome, waiter.ticket
         if self.home.closed:
             raise PoolClosed("the pool was closed while a request waited for a connection")
-        return None, waiter.ticket
+        return None, None
 
     def _return(self, outcome: object, *, place: bool = True) -> None:
         """Give back what came too late, and the *place* that came with it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ..events import CloseReason
@@ -186,6 +186,10 @@ class Loop(Protocol):
 
     def call(self, work: Callable[[], object]) -> bool:
         """Have *work* done in the loop, from any thread or finalizer; False where that has ended."""
+        ...
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+        """Begin *work* in a task of its own, which raises nothing; return what cancels it."""
         ...
 
     async def keep(self, receiver: Receiver) -> None:

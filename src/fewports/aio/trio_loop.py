@@ -8,9 +8,10 @@ is used again.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import select
 import ssl
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from math import inf
 from time import monotonic
 from typing import Any
@@ -72,6 +73,16 @@ class TrioLoop:
         except trio.RunFinishedError:
             return False
         return True
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+        scope = trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await work()
+
+        trio.lowlevel.spawn_system_task(run, name="fewports opening", context=contextvars.copy_context())
+        return scope.cancel
 
     async def keep(self, receiver: Receiver) -> None:
         receivers = _receivers.get()
