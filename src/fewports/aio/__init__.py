@@ -29,8 +29,9 @@ from .errors import (
     TunnelRefused,
 )
 from .exchange import Exchange
-from .pool import OriginPool, Route, Tunnel
+from .pool import OriginPool
 from .request import Body, Fields, Request, Times
+from .route import Route, Tunnel
 from .seam import Loop, Tls, here
 
 __all__ = [

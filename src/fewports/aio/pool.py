@@ -2,6 +2,8 @@
 
 A connection belongs to the loop that made it, and so does a pool. While it is not known whether the peer speaks HTTP/2,
 or known that it does, one connection is opened at a time, and the others wait for what comes of it.
+
+Long, because each step on the way to a connection has to give back what those before it took.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import socket
 import ssl
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
@@ -18,11 +20,10 @@ import anyio
 import anyio.to_thread
 
 from ..address import Destination, Origin
-from ..dial import To
 from ..dialing import Limits as DialLimits
 from ..events import CloseReason
-from ..gated import GatedSocket, SocketOption
-from ..http1 import Field, RemoteProtocolError
+from ..gated import GatedSocket
+from ..http1 import RemoteProtocolError
 from ..http2 import ConnectionFailed
 from ..http2.waiting import REPEATS
 from ..ledger.account import Waiter
@@ -50,40 +51,12 @@ from .opening import Opening
 from .prelude import Prelude
 from .request import FieldSets, Presets, Request, Times
 from .ride import Ride
+from .route import H2, OFFERS, Route, Tunnel
 from .seam import Link, Loop, Tls
 
-H2, HTTP_11 = "h2", "http/1.1"
-OFFERS: dict[bool | str, tuple[str, ...]] = {"auto": (H2, HTTP_11), True: (H2,), False: (HTTP_11,)}
 _FOREVER = Times()
 
 Pooled = Connection | SharedConnection
-
-
-class Tunnel(NamedTuple):
-    """How a proxy is asked for a connection to *authority* (host:port), with CONNECT and *fields*."""
-
-    authority: str
-    fields: tuple[Field, ...]
-    tls: Tls | None = None  # towards the proxy, which is what is dialled
-
-
-class Route(NamedTuple):
-    """How the origin is reached: *to* dials it, or the proxy; *tls* is with whom the requests are for.
-
-    *http2*: "auto" is where the peer chooses it by ALPN, True is HTTP/2 or nothing, without TLS by prior knowledge.
-    """
-
-    to: To
-    tls: Tls | None = None
-    tunnel: Tunnel | None = None
-    options: Sequence[SocketOption] = ()
-    family: socket.AddressFamily | int = socket.AF_UNSPEC
-    http2: bool | str = False
-
-    @property
-    def may_share(self) -> bool:
-        """Say whether connections may turn out to be HTTP/2, which many use at once."""
-        return self.http2 is True or (self.http2 == "auto" and self.tls is not None)
 
 
 class OriginPool:

@@ -24,6 +24,7 @@ import trio
 from ..events import CloseReason
 from ..gated import GatedSocket
 from .seam import RECEIVE, Receiver, Sharer, Tls
+from .session import Session
 
 _receivers: trio.lowlevel.RunVar[WeakSet[Receiver] | None] = trio.lowlevel.RunVar("fewports receivers", None)
 
@@ -379,49 +380,6 @@ class TrioLink:
         if self.deadline is not None:
             due = min(due, self.deadline - monotonic())
         return inf if due == inf else trio.current_time() + max(0.0, due)
-
-
-class Session:
-    """TLS over memory: bytes in, bytes out. All that was taken in is opened at once, so that nothing is left unseen."""
-
-    def __init__(self, tls: Tls) -> None:
-        self.into, self.out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.object = tls.prepare().wrap_bio(self.into, self.out, server_hostname=tls.hostname)
-        self.ended = False
-
-    @property
-    def ahead(self) -> bool:
-        """Say whether something was read that nobody has seen."""
-        return bool(self.object.pending() or self.into.pending)
-
-    def shake(self) -> bool:
-        """Go on with the handshake; say whether it is done."""
-        try:
-            self.object.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def take_in(self, data: bytes) -> None:
-        if data:
-            self.into.write(data)
-
-    def seal(self, data: bytes | memoryview) -> bytes:
-        self.object.write(data)
-        return self.out.read()
-
-    def open(self) -> bytes:
-        """Return all that is readable; ``ended`` when the peer has said goodbye."""
-        pieces = []
-        try:
-            while data := self.object.read(RECEIVE):
-                pieces.append(data)
-            self.ended = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            self.ended = True
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def _first_writable(sock: GatedSocket, scope: anyio.CancelScope) -> None:
