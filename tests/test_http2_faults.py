@@ -9,11 +9,12 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import urllib3
 from faces import Aside, fresh_server, until
-from http2_faces import PATIENT, SHORT, Client, Script, serving, talking
+from http2_faces import PATIENT, SHORT, Client, Script, each_way, manager, serving, talking
 from http2_peer import (
     CONTINUATION,
     END_HEADERS,
@@ -37,7 +38,11 @@ from http2_peer import (
 from support.scripted_h2 import H2Peer
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError, TimeoutError
 
+from fewports.aio import http2 as aio_http2
 from fewports.sync import shared
+
+__all__ = ["each_way"]
+pytestmark = pytest.mark.usefixtures("each_way")
 
 PROTOCOL, INTERNAL, FLOW, CLOSED, SIZE, REFUSED, CANCEL, COMPRESSION, CALM = 1, 2, 3, 5, 6, 7, 8, 9, 11
 FLOOD = 30_000  # frames; the client gives up long before
@@ -206,9 +211,9 @@ def test_a_fault_ends_all_on_the_connection_and_no_other(case: str) -> None:
         other.clear()
 
 
-def fewports_manager(made: Client) -> urllib3.PoolManager:
+def fewports_manager(made: Client) -> Any:
     """Return a manager for HTTP/1.1 that shares the ledger of *made*."""
-    return type(made.http)(ledger=made.book, http2=False)
+    return manager(ledger=made.book, http2=False)
 
 
 def header_bomb(peer: H2Peer, stream: int) -> None:
@@ -520,8 +525,9 @@ def test_a_connection_that_is_dead_is_left(monkeypatch: pytest.MonkeyPatch) -> N
 
     Those who wait have each less patience than the connection has with its peer.
     """
-    monkeypatch.setattr(shared, "QUIET", 0.5)
-    monkeypatch.setattr(shared, "ANSWER", 0.5)
+    for module in (shared, aio_http2):
+        monkeypatch.setattr(module, "QUIET", 0.5)
+        monkeypatch.setattr(module, "ANSWER", 0.5)
 
     def silent(peer: H2Peer) -> None:
         peer.greet()

@@ -34,15 +34,22 @@ SLACK = 0.001  # seconds by which a timer may be early
 class Waiting:
     """A task that waits: until *due* at most, which moves on as its body comes; ``late`` if that has passed."""
 
-    __slots__ = ("due", "late", "patience", "pause", "ready", "seen")
+    __slots__ = ("_deadline", "_timeout", "due", "late", "pause", "ready", "seen")
 
-    def __init__(self, pause: Any, ready: Callable[..., bool], due: float, patience: float | None, seen: int) -> None:
+    def __init__(
+        self, pause: Any, ready: Callable[..., bool], timeout: float | None, deadline: float | None, now: float
+    ) -> None:
         self.pause = pause
         self.ready = ready
-        self.due = due
-        self.patience = patience
-        self.seen = seen  # bytes of the body
+        self.seen = 0  # bytes of the body
         self.late = False
+        self._timeout = inf if timeout is None else timeout
+        self._deadline = inf if deadline is None else deadline
+        self.begin(now)
+
+    def begin(self, now: float) -> None:
+        """Count from *now* again."""
+        self.due = min(now + self._timeout, self._deadline)
 
     def wake(self) -> None:
         if not self.pause.done():
@@ -203,7 +210,8 @@ class SharedConnection:
         if ready(stream):
             return
         now = monotonic()
-        waiting = Waiting(self._loop.pause(), ready, _due(now, timeout, deadline), timeout, stream.got)
+        waiting = Waiting(self._loop.pause(), ready, timeout, deadline, now)
+        waiting.seen = stream.got
         if not self._waiting:
             self._heard = now
         self._waiting[stream] = waiting
@@ -293,9 +301,9 @@ class SharedConnection:
                 continue
             if waiting.ready(stream):
                 waiting.wake()
-            elif waiting.patience is not None and stream.got != waiting.seen:
+            elif stream.got != waiting.seen:
                 waiting.seen = stream.got
-                waiting.due = self._heard + waiting.patience
+                waiting.begin(self._heard)
         if self._watching:
             self._look()
         self.soon()
@@ -310,7 +318,7 @@ class SharedConnection:
         """Wait until the connection is *ready*; raises TimeoutError."""
         if ready():
             return
-        waiting = Waiting(self._loop.pause(), ready, _due(monotonic(), timeout, deadline), None, 0)
+        waiting = Waiting(self._loop.pause(), ready, timeout, deadline, monotonic())
         self._watching[waiting] = None
         self._remind(waiting.due)
         try:
@@ -346,7 +354,11 @@ class SharedConnection:
         before, engine = self.capacity, self._engine
         self.capacity = 0 if self.closed or engine.closing else engine.limit
         if self.capacity > before or (self.capacity == 0 and before > 0):
-            self.home.widened(monotonic())
+            now = monotonic()
+            self.home.widened(now)
+            if self.capacity and self.home.crowded and self.home.remove(self):  # nobody uses it, for want of streams
+                for other, reason in self.home.restore(self, now):
+                    other.end(reason)
         if engine.closing and not self.closed and self.home.remove(self):
             self.end(CloseReason.PEER_CLOSED)  # nobody uses it
 
@@ -373,8 +385,3 @@ class SharedConnection:
         self.link.close(reason)
         if self._loop.here:
             self._fail(None)
-
-
-def _due(now: float, timeout: float | None, deadline: float | None) -> float:
-    due = inf if timeout is None else now + timeout
-    return due if deadline is None else min(due, deadline)

@@ -22,7 +22,7 @@ PIECE = 65536  # bytes of body that are handed out at once where no limit is giv
 class Ride:
     """A seat on a shared connection, for one exchange."""
 
-    __slots__ = ("_before", "_sent", "_times", "carrier", "encoded", "length", "stream")
+    __slots__ = ("_before", "_times", "carrier", "encoded", "length", "stream")
     chunked = False
 
     def __init__(self, carrier: SharedConnection) -> None:
@@ -31,7 +31,6 @@ class Ride:
         self.encoded = False
         self.length: int | None = None
         self._before = 0
-        self._sent = False  # something of a body
 
     # What an Exchange and the pool ask.
 
@@ -66,8 +65,8 @@ class Ride:
 
     @property
     def begun(self) -> bool:
-        """Say whether something was sent that cannot be had again."""
-        return self._sent
+        """Say whether something of the request has been sent."""
+        return self.stream is not None
 
     def give_back(self) -> None:
         """Give the seat back, with its place."""
@@ -172,7 +171,6 @@ class Ride:
         return self.stream
 
     async def _put(self, piece: bytes) -> bool:
-        self._sent = True
         if not piece:
             return True
         times = self._times
