@@ -293,7 +293,8 @@ class OriginPool:
         """Make a connection of a socket that was dialled: a tunnel first, if that is the way, and TLS."""
         route = self.route
         connection = Connection(self.home, self._presets, sock.lease)
-        connection.link = link = self.loop.link(sock, connection)
+        prelude = Prelude()
+        connection.link = link = self.loop.link(sock, prelude)
         try:
             await link.open()
             await self.loop.keep(connection)
@@ -301,7 +302,7 @@ class OriginPool:
                 if route.tunnel.tls is not None:
                     await self._secure(connection, route.tunnel.tls._replace(offer=OFFERS[False]), times)
                 await self._tunnel(connection, route.tunnel, times)
-            link.receiver = prelude = Prelude()
+                link.receiver = prelude
             if route.tls is not None:
                 await self._secure(connection, route.tls._replace(offer=OFFERS[route.http2]), times)
             if self._speaks_h2(link):
@@ -376,7 +377,6 @@ class OriginPool:
             raise TunnelRefused(head.status, head.reason)
         if asking.pending or asking.reader.excess:
             raise RemoteProtocolError("data before the TLS handshake", "the tunnel")
-        link.receiver = connection
         link.patience = link.deadline = None
 
 
