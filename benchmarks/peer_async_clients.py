@@ -79,7 +79,7 @@ class Httpx(AsyncClient):
         place = self._place
         return {
             "limits": library.Limits(max_connections=place.threads, max_keepalive_connections=place.threads),
-            "timeout": library.Timeout(5, pool=None),
+            "timeout": library.Timeout(60, pool=None),  # its own 5 seconds pass while a crowd is launched
             "verify": self._context or True,
             "http2": place.http2,
         }
@@ -111,8 +111,9 @@ class Fewports(AsyncClient):
         import fewports
 
         options: dict[str, Any] = {"ca_certs": place.ca} if place.ca else {}
-        http2 = "auto" if place.http2 else False
-        return fewports.AsyncPoolManager(maxsize=place.threads, block=True, http2=http2, **options)
+        if place.http2:
+            options["http2"] = "auto"
+        return fewports.AsyncPoolManager(maxsize=place.threads, block=True, **options)
 
 
 class FewportsTrio(Fewports):
@@ -129,8 +130,9 @@ class FewportsTransport(Httpx2):
     reference = "httpx2.AsyncClient"
 
     def _make(self, place: Place) -> Any:
-        import fewports.httpx
         import httpx2
+
+        import fewports.httpx
 
         options = self._options(httpx2)
         timeout = options.pop("timeout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from peer_async_clients import AsyncClient
@@ -41,7 +42,7 @@ async def together(client: AsyncClient, task: Task) -> Round:
 
     async def repeat() -> None:
         nonlocal done
-        while time.perf_counter() < until:
+        while not done or time.perf_counter() < until:  # once at least, also where other programs took the time
             for _ in range(BATCH):
                 await client.get("/small")
             done += BATCH
@@ -59,9 +60,10 @@ async def together(client: AsyncClient, task: Task) -> Round:
 
 
 async def launch(client: AsyncClient, task: Task, first: bool) -> Round:
-    """Ask so many times at once, each time in a task of its own; see in the *first* round what memory it takes."""
-    import anyio
+    """Ask so many times at once, each time in a task of its own; see in the *first* round what memory it takes.
 
+    The tasks are the loop's own: those of an anyio group cost 30 us more each, whatever client they use.
+    """
     done = 0
 
     async def once() -> None:
@@ -71,9 +73,16 @@ async def launch(client: AsyncClient, task: Task, first: bool) -> Round:
 
     before = reset_peak()
     cpu, began = time.process_time(), time.perf_counter()
-    async with anyio.create_task_group() as group:
-        for _ in range(task.launched):
-            group.start_soon(once)
+    if client.loop == "asyncio":
+        async with asyncio.TaskGroup() as group:
+            for _ in range(task.launched):
+                group.create_task(once())
+    else:
+        import trio
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(task.launched):
+                nursery.start_soon(once)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - began
     return Round(done, 1 + done, cpu, wall, (memory_of("VmHWM") - before) / 1000 if first else None)
 

@@ -37,7 +37,7 @@ def main() -> None:
         try:
             answer = work(task, first=first)._asdict()
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": described(error)}
         tell(answer)
         faulthandler.cancel_dump_traceback_later()
         first = False
@@ -50,6 +50,12 @@ def work(task: Task, *, first: bool) -> Round:
     if task.action == "get":
         return peer_threads.ask(kind, task)
     return peer_threads.transfer(kind, task, first=first)
+
+
+def described(error: Exception) -> str:
+    while isinstance(error, ExceptionGroup):  # of tasks: the first tells enough
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def tell(answer: dict[str, Any]) -> None:

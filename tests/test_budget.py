@@ -113,6 +113,7 @@ def test_refusing_waits_not_at_all() -> None:
         ({"wait": nan}, "not a time in seconds"),
         ({"wait": "5"}, "not a time in seconds"),
         ({"wait": True}, "not a time in seconds"),
+        ({"connections": 0}, "connections=0 would let nobody connect"),
         ({"dialing": 0}, "would let nobody connect; give at least 1, or None"),
         ({"dialing": -1}, "give at least 1, or None"),
         ({"dialing": True}, "give at least 1, or None"),

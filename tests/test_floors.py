@@ -33,13 +33,16 @@ FLOORS = {
     "socks": 6.2,
     "_prepared": 6.2,
     "requests": 6.3,
+    "httpx": 6.3,
     "cli": 7.0,
     "testing": 7.0,
     "__main__": 8.0,
     "__init__": 9.0,
 }
 # gated: a socket is closed by whoever has it, who could not pass the time. ledger: usage() is for people.
-CLOCKS = {"gated", "ledger", "sync", "aio", "tcp", "urllib3", "socks", "_prepared", "requests", "cli", "testing"}
+CLOCKS = {
+    *("gated", "ledger", "sync", "aio", "tcp", "urllib3", "socks", "_prepared", "requests", "httpx", "cli", "testing"),
+}
 MODULES = sorted(HOUSE.rglob("*.py"))
 
 

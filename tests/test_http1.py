@@ -377,8 +377,39 @@ def test_interim_bound() -> None:
 
 
 def test_upgrade() -> None:
-    """101 is refused: what follows would not be HTTP."""
+    """101 is refused where nobody asked for it: what follows would not be HTTP."""
     assert "another protocol" in refusal(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n").what
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_upgrade_that_was_asked_for(step: int) -> None:
+    """101 ends HTTP on the connection if that was asked for, and what came behind it belongs to the other protocol."""
+    reader = Reader()
+    reader.begin("GET", upgrade=True)
+    body = feed(reader, b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\nfirst", step)
+
+    assert reader.head is not None
+    assert (reader.head.status, body, reader.beyond) == (101, b"", b"first")
+    assert (reader.done, reader.reusable) == (True, False)
+
+
+def test_what_comes_behind_a_tunnel_is_kept() -> None:
+    """After CONNECT the bytes behind the head are those of the tunnel; after other methods they are in excess."""
+    reader = begun("CONNECT")
+    feed(reader, OK + b"\r\n\x16\x03")
+    other = begun("HEAD")
+    feed(other, OK + b"\r\n\x16\x03")
+
+    assert (reader.beyond, other.beyond, other.excess) == (b"\x16\x03", b"", 2)
+
+
+def test_raw_fields() -> None:
+    """The fields can be had as bytes, in the case and order of the peer."""
+    reader = begun()
+    feed(reader, OK + b"X-A:  1 \r\nx-b:\r\nX-a: \xff 2\r\n\r\n")
+
+    assert reader.head is not None
+    assert reader.head.raw_fields() == [(b"X-A", b"1"), (b"x-b", b""), (b"X-a", b"\xff 2")]
 
 
 # Bounds.

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import requests
 import urllib3
-from faces import Aside, fresh_server, until
+from faces import Aside, counts, fresh_server, until
 from http2_faces import PATIENT, SHORT, Client, Script, each_way, manager, serving, talking
 from http2_peer import (
     CONTINUATION,
@@ -35,9 +36,11 @@ from http2_peer import (
     settings,
     window,
 )
-from support.scripted_h2 import H2Peer
+from support.scripted_h2 import H2Peer, ScriptedH2
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError, TimeoutError
 
+import fewports
+import fewports.requests
 from fewports.aio import http2 as aio_http2
 from fewports.sync import shared
 
@@ -181,6 +184,113 @@ def test_a_fault_of_the_connection(case: str) -> None:
         assert until(lambda: bool(noted) or case in ("the end", "a TCP reset"))
         if case not in ("the end", "a TCP reset"):
             assert noted[0] in codes
+
+
+OVER_TLS = ["push", "a frame too large", "HPACK garbage", "bytes of no protocol", "PING flood", "SETTINGS flood"]
+OVER_TLS += ["empty DATA flood", "CONTINUATION flood", "RST_STREAM flood", "the end", "a TCP reset"]
+
+
+@pytest.mark.parametrize("case", OVER_TLS)
+def test_a_fault_of_the_connection_over_tls(case: str) -> None:
+    """The same over TLS, where a connection can be in the middle of a record."""
+    fault, _ = FATAL[case]
+    with talking(once(fault, []), serving, tls=True) as made:
+        began = time.monotonic()
+        with pytest.raises(HTTPError) as caught:
+            assert made.request("POST", "/fault", body=b"x").data == b"never"
+
+        assert time.monotonic() - began < 5
+        assert not isinstance(caught.value, TimeoutError)
+        assert until(lambda: made.counts[:2] == (0, 0))
+        assert next_request(made) == b"/after"
+        assert made.opened == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("push", requests.ConnectionError),
+        ("PING flood", requests.ConnectionError),
+        ("the end", requests.ConnectionError),
+        ("the end in mid-body", requests.exceptions.ChunkedEncodingError),
+    ],
+)
+def test_faults_as_requests_tells_them(case: str, expected: type[Exception]) -> None:
+    """Through a Session of requests the errors are those of requests, and nothing is held after them."""
+    fault, _ = FATAL[case]
+    book = fewports.Ledger()
+    with (
+        ScriptedH2(once(fault, []), serving) as server,
+        fewports.requests.Session(ledger=book, http2=True) as session,
+    ):
+        with pytest.raises(expected):
+            session.post(server.url, data=b"x", timeout=PATIENT)
+
+        assert until(lambda: counts(book)[:2] == (0, 0))
+        assert session.get(server.url + "/after", timeout=PATIENT).content == b"/after"
+
+
+def read_in_tens(response: Any) -> None:
+    while response.read(10):
+        pass
+
+
+def read_into_tens(response: Any) -> None:
+    while response.readinto(bytearray(10)):
+        pass
+
+
+WAYS: dict[str, Callable[[Any], object]] = {
+    "data": lambda response: response.data,
+    "read": lambda response: response.read(),
+    "read(n)": read_in_tens,
+    "readinto": read_into_tens,
+    "stream": lambda response: list(response.stream(10)),
+    "stream, as it comes": lambda response: list(response.stream(None)),
+    "iteration": list,
+}
+
+
+@pytest.mark.parametrize("fault", ["the end", "RST_STREAM"])
+@pytest.mark.parametrize("length", [False, True], ids=["no length", "length"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_body_cut_short_is_never_taken_for_whole(fault: str, length: bool, way: str) -> None:
+    """Only END_STREAM ends a body: however it is read, one that ends otherwise raises, with a length or without."""
+
+    def script(peer: H2Peer) -> None:
+        peer.greet()
+        stream = peer.request().stream
+        fields = [(":status", "200"), *([("content-length", "100")] if length else [])]
+        peer.send(head(stream, *fields), data(stream, b"x" * 25))
+        if fault == "the end":
+            peer.peer.sock.shutdown(socket.SHUT_WR)
+        else:
+            peer.send(rst(stream, INTERNAL))
+        peer.end()
+
+    with talking(script) as made:
+        response = made.get("/", preload_content=False)
+        with pytest.raises(ProtocolError):
+            WAYS[way](response)
+
+        assert until(lambda: made.counts[0] == 0)
+
+
+def test_a_time_out_as_requests_tells_it() -> None:
+    """A response that does not come is a ReadTimeout; the connection goes on for others."""
+
+    def script(peer: H2Peer) -> None:
+        peer.greet()
+        peer.request()
+        peer.serve()
+
+    book = fewports.Ledger()
+    with ScriptedH2(script) as server, fewports.requests.Session(ledger=book, http2=True) as session:
+        with pytest.raises(requests.ReadTimeout):
+            session.get(server.url, timeout=SHORT)
+
+        assert session.get(server.url + "/after", timeout=PATIENT).content == b"/after"
+        assert server.accepted == 1
 
 
 @pytest.mark.parametrize("case", ["the end in mid-body", "PING flood", "push", "HPACK garbage"])

@@ -177,6 +177,69 @@ def test_a_clients_own_rules() -> None:
     assert len(books.fill(books.want(host="example.com", budget=own, client=1))) == 5
 
 
+def test_a_client_may_bound_its_connections_over_all_destinations() -> None:
+    """connections= bounds what is open at once, wherever it goes; a port in TIME_WAIT is no connection."""
+    books = Books(50)
+    own = Budget(connections=2)
+    wants = [books.want(S, to, budget=own, client="one") for to in (A, B, C)]
+    leases = [books.take(want) for want in wants[:2]]
+    refuser = books.refuser(wants[2])
+
+    assert (refuser.name, refuser.scope) == ("all destinations", "total")
+
+    books.close(leases[0])
+    leases.append(books.take(wants[2]))
+
+    assert books.ledger.held(wants[0].space) == 1
+    assert str(books.ledger.exhausted(refuser, books.clock.now)) == (
+        "all destinations holds 2 of 2 connections (2 dialing): "
+        "send fewer requests at once, allow a longer wait, or allow more connections"
+    )
+
+
+def test_who_waits_for_a_connection_is_served_when_one_is_closed() -> None:
+    """Where the number of connections is bounded, closing one serves the first in line, TIME_WAIT or not."""
+    books = Books(50)
+    own = Budget(connections=1)
+    here, there = (books.want(S, to, budget=own, client="one") for to in (A, B))
+    lease = books.take(here)
+    callers = [books.join(there), books.join(here)]
+    books.close(lease)
+
+    assert callers[0].lease
+    assert not callers[1].lease
+
+    books.ledger.orphan(callers[0].lease)
+    books.later(0)
+
+    assert callers[1].lease
+
+
+def test_a_ledger_may_bound_its_connections_over_all_destinations() -> None:
+    """connections= of a ledger's own budget bounds all its clients together."""
+    books = Books(Budget(50, connections=2))
+
+    assert len(books.fill(books.want(S, A, client="one"), books.want(S, B))) == 2
+    assert books.refuser(books.want(S, C)).scope == "total"
+
+
+def test_a_connection_that_gave_way_is_not_waited_for_twice() -> None:
+    """Whose port is in TIME_WAIT is no connection any more: the next in line may look for another to close."""
+    books = Books(50)
+    own = Budget(connections=2)
+    here, there = (books.want(S, to, budget=own, client="one") for to in (A, B))
+    leases = [books.take(here) for _ in range(2)]
+    for lease in leases:
+        books.open(lease)
+    first, second = books.join(there), books.join(there)
+    promise = books.ledger.seek(first, [there], books.clock.now)
+    books.ledger.found(promise, leases[0])
+    books.close(leases[0])
+
+    assert first.lease
+    assert books.ledger.seek(second, [there], books.clock.now)
+
+
 def test_the_first_want_with_room_is_served() -> None:
     """Of several ports that would do the first that can be had is given."""
     books = Books("20%", capacity=10)

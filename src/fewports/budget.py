@@ -71,7 +71,8 @@ class Budget:
     its addresses together), an ``address:port``, an address, or a network; the most exact one counts:
     address and port, then host name, then the longest network. *when_full* is ``"wait"`` (in line, for
     *wait* seconds, default 30) or ``"refuse"``. *dialing* bounds the connections being dialled
-    at once to each destination. Raises InvalidOption for what could never work.
+    at once to each destination, *connections* those that are open over all destinations (a port in
+    TIME_WAIT is none). Raises InvalidOption for what could never work.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Budget:
         when_full: str = "wait",
         wait: float | None = None,
         dialing: int | None = None,
+        connections: int | None = None,
     ) -> None:
         self.limit = Limit.parse(limit)
         if when_full not in ("wait", "refuse"):
@@ -91,16 +93,18 @@ class Budget:
         number = isinstance(wait, (int, float)) and not isinstance(wait, bool)
         if wait is not None and not (number and isfinite(wait) and wait > 0):
             raise InvalidOption(f"wait={wait!r} is not a time in seconds; to wait not at all, say when_full='refuse'")
-        if dialing is not None and (isinstance(dialing, bool) or not isinstance(dialing, int) or dialing < 1):
-            raise InvalidOption(f"dialing={dialing!r} would let nobody connect; give at least 1, or None for no bound")
+        for name, value in (("dialing", dialing), ("connections", connections)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidOption(f"{name}={value!r} would let nobody connect; give at least 1, or None for no bound")
         self.refuses = when_full == "refuse"
         self.wait = 0.0 if self.refuses else DEFAULT_WAIT if wait is None else float(wait)
         self.dialing = dialing
+        self.connections = connections
         self._exact: dict[Destination, Group] = {}
         self._hosts: dict[str, Group] = {}
         self._networks: dict[Network, Group] = {}
-        for key, value in (rules or {}).items():
-            self._add(key, Limit.parse(value))
+        for key, limited in (rules or {}).items():
+            self._add(key, Limit.parse(limited))
         self._by_length = sorted(self._networks, key=lambda network: -network.prefixlen)
 
     @classmethod

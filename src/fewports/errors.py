@@ -49,6 +49,8 @@ class BudgetExhausted(FewportsError):
         usage = self.usage
         if usage.scope == "pace":
             return "too many connections are being dialled at once; wait longer, or raise dialing="
+        if usage.scope == "total":
+            return "send fewer requests at once, allow a longer wait, or allow more connections"
         if usage.held < usage.budget:
             return "the kernel has no port left: other programs hold them; add a source address"
         more = "add a source address" if " -> " in usage.account else "raise the budget"

@@ -116,6 +116,7 @@ class Pool(Generic[C]):
         self._idle: deque[C] = deque()
         self._retired: deque[tuple[float, C]] = deque()
         self._line: OrderedDict[Waiter, Need] = OrderedDict()
+        self._placed = 0  # of them have a place
         shared = list(self._sharing.seats)
         self._sharing = Sharing(self.may_share)
         self.used = 0
@@ -141,12 +142,12 @@ class Pool(Generic[C]):
         """Return the connection that was used last, or one with a seat; None if there is none: see take()."""
         with self._lock:
             idle, bound = self._idle, self.limits.bound
-            if bound is not None and self.used >= bound:
+            if self.closed or (bound is not None and self.used >= bound):
                 return None
             if self._sharing.seats and (found := self._sharing.seat(now)):
                 self.used += 1
                 return found
-            if not idle or idle[-1].expires <= now or idle[-1].capacity <= 0 or self.closed:
+            if not idle or idle[-1].expires <= now or idle[-1].capacity <= 0:
                 return None
             self.used += 1
             connection = idle.pop()
@@ -173,6 +174,7 @@ class Pool(Generic[C]):
             if found is None:
                 behind = self._line and next(reversed(self._line)).ticket > waiter.ticket
                 self._line[waiter] = need
+                self._placed += not need.place
                 if behind:  # it comes again, and has waited for longer
                     self._line = OrderedDict(sorted(self._line.items()))
             elif not waiter.deliver(found):
@@ -182,7 +184,7 @@ class Pool(Generic[C]):
     def leave(self, waiter: Waiter) -> None:
         """Take *waiter* out of the line; what it was given is its own to give back."""
         with self._lock:
-            self._line.pop(waiter, None)
+            self._drop(waiter)
 
     def give_back(self, connection: C, now: float) -> Sequence[Ending[C]]:
         """Hand *connection*, clean at a request boundary, to who is next, or keep it idle."""
@@ -209,10 +211,14 @@ class Pool(Generic[C]):
     def _give_back_seat(self, connection: C, now: float) -> bool:
         """Give back one of several seats; say whether it was the last, and the place is still to be given back."""
         woken: list[Waiter] = []
+        lease = connection.lease
+        rival = lease.ledger.first_in_line(lease) if lease and lease.wanted else None
         with self._lock:
             last = self._sharing.leave(connection)
             if not last:
                 self.used = max(0, self.used - 1)
+                if rival and rival.holder is not self and ((first := self._first()) is None or rival < first):
+                    self._sharing.drain(connection)
                 self._serve(woken, now)
         for waiter in woken:
             waiter.wake()
@@ -404,6 +410,7 @@ class Pool(Generic[C]):
             endings = self._empty()
             waiting = [waiter for waiter in self._line if waiter.deliver(None)]
             self._line.clear()
+            self._placed = 0
         for waiter in waiting:
             waiter.wake()
         return endings
@@ -486,15 +493,20 @@ class Pool(Generic[C]):
             waiter = next(iter(self._line))
             if not waiter.decided:
                 return waiter
-            del self._line[waiter]
+            self._drop(waiter)
         return None
+
+    def _drop(self, waiter: Waiter) -> None:
+        need = self._line.pop(waiter, None)
+        if need is not None and not need.place:
+            self._placed -= 1
 
     def _hand_over(self, connection: C, woken: list[Waiter]) -> bool:
         """Give *connection* to the first in line."""
         if connection.capacity <= 0:
             return False
         while waiter := self._first():
-            del self._line[waiter]
+            self._drop(waiter)
             if waiter.deliver(connection):
                 self.used += 1
                 self._sharing.board(connection)
@@ -504,15 +516,17 @@ class Pool(Generic[C]):
 
     def _serve(self, woken: list[Waiter], now: float = 0.0, *, anyway: bool = False) -> None:
         """Give who is in line the seats, the places and the leave to open that there are."""
-        sharing = self._sharing
-        if self.limits.bound is not None or sharing.merges or sharing.seats or anyway:
+        sharing, bound = self._sharing, self.limits.bound
+        if sharing.merges or sharing.seats or anyway or (bound is not None and self.used < bound):
             while self._line and self._serve_one(woken, now):
                 pass
 
     def _serve_one(self, woken: list[Waiter], now: float) -> bool:
-        bound = self.limits.bound
+        full = self.limits.bound is not None and self.used >= self.limits.bound
+        if full and not self._placed:
+            return False
         for waiter, need in self._line.items():
-            if need.place and bound is not None and self.used >= bound:
+            if full and need.place:
                 continue
             found: C | Place | None = self._sharing.seat(now)
             if found is not None:
@@ -521,7 +535,7 @@ class Pool(Generic[C]):
                 if need.open:
                     return False  # there is nothing for the others either
                 continue
-            del self._line[waiter]
+            self._drop(waiter)
             if waiter.deliver(found):
                 woken.append(waiter)
             else:

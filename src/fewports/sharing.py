@@ -36,11 +36,12 @@ class Sharing(Generic[C]):
         self.seats: dict[C, int] = {}
         self.opening = 0
         self._abreast = 1
+        self._yielding: set[C] = set()  # somebody else is to have their ports: no more seats
 
     def seat(self, now: float) -> C | None:
         """Take a seat on a connection that is in use."""
         for connection, taken in self.seats.items():
-            if taken < connection.capacity and connection.expires > now:
+            if taken < connection.capacity and connection.expires > now and connection not in self._yielding:
                 self.seats[connection] = taken + 1
                 return connection
         return None
@@ -57,7 +58,12 @@ class Sharing(Generic[C]):
             self.seats[connection] = left
             return False
         self.seats.pop(connection, None)
+        self._yielding.discard(connection)
         return True
+
+    def drain(self, connection: C) -> None:
+        """Give no more seats on *connection*, so that it comes to be without use."""
+        self._yielding.add(connection)
 
     def open_one(self) -> bool:
         """Have one more opened, if that is to be."""

@@ -10,8 +10,8 @@ class Usage:
     """The ports charged to one account at one moment.
 
     ``scope`` says whose limit it is: ``range`` (what the kernel has for this port space), ``ledger``
-    (the budget of a ledger), ``client`` (the budget of one session, manager or pool) or ``pace``
-    (connections being dialled at once).
+    (the budget of a ledger), ``client`` (the budget of one session, manager or pool), ``pace``
+    (connections being dialled at once) or ``total`` (connections over all destinations).
     """
 
     account: str
@@ -36,4 +36,5 @@ class Usage:
             (self.time_wait, "in TIME_WAIT"),
         )
         parts = ", ".join(f"{number} {state}" for number, state in states if number)
-        return f"{self.account} holds {self.held} of {self.budget} ports" + (f" ({parts})" if parts else "")
+        what = "connections" if self.scope == "total" else "ports"
+        return f"{self.account} holds {self.held} of {self.budget} {what}" + (f" ({parts})" if parts else "")

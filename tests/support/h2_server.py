@@ -53,6 +53,7 @@ class Server:
         self._servers: list[asyncio.Server] = []
         self.accepted = self.open = self.requests = self.running = self.most_running = self.most_streams = 0
         self.processed: Counter[str] = Counter()
+        self.received: dict[str, list[int]] = {}  # by x-id, the length of each body
         self.resets: list[int] = []  # codes of RST_STREAM that came
         self.goodbyes: list[int] = []  # codes of GOAWAY that came
         self.clients: list[int] = []  # ports of connections accepted, in order
@@ -75,7 +76,7 @@ class Server:
     def stats(self) -> dict[str, Any]:
         names = ("accepted", "open", "requests", "running", "most_running", "most_streams", "resets", "goodbyes")
         told = {name: getattr(self, name) for name in (*names, "clients", "flaws")}
-        return {**told, "processed": dict(self.processed)}
+        return {**told, "processed": dict(self.processed), "received": self.received}
 
 
 class Connection(asyncio.Protocol):
@@ -188,6 +189,7 @@ class Connection(asyncio.Protocol):
         server.most_running = max(server.running, server.most_running)
         if (name := request.header("x-id")) is not None:
             server.processed[name] += 1
+            server.received.setdefault(name, []).append(len(body))
         task = asyncio.get_running_loop().create_task(self._serve(stream, request._replace(body=bytes(body))))
         self._tasks[stream] = task
         server.most_streams = max(len(self._tasks), server.most_streams)

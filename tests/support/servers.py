@@ -162,8 +162,8 @@ class H2Server(Served):
     It listens on *ports* ports, allows *streams* at once on each connection, with windows of *window* bytes for each,
     and announces the end of a connection that has had *requests*.
     stats(): accepted, open, requests, running and most_running (being answered, at once), most_streams (on one
-    connection), processed (by x-id, how often), resets and goodbyes (codes that clients sent), clients (ports of
-    connections, in order), flaws (what h2 did not like).
+    connection), processed and received (by x-id: how often, and how many bytes of body each time), resets and
+    goodbyes (codes that clients sent), clients (ports of connections, in order), flaws (what h2 did not like).
     """
 
     def __init__(

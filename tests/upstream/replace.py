@@ -1,6 +1,6 @@
 """The pytest plugin of run.py: puts fewports' classes in the place of the stock ones before any test is imported.
 
-FEWPORTS_UPSTREAM says what to replace ("urllib3", "requests", or nothing for a stock run), FEWPORTS_PACKAGE where the
+FEWPORTS_UPSTREAM says what to replace (the name of a suite, or nothing for a stock run), FEWPORTS_PACKAGE where the
 replacements are. Also writes down how each test ended, as FEWPORTS_OUTCOMES.
 """
 
@@ -59,6 +59,25 @@ def replace_requests(ours: ModuleType) -> None:
                 _bind(home, name, new)
 
 
+def replace_httpx(ours: ModuleType, name: str) -> None:
+    """Bind the names of the stock transports of httpx or httpx2 to ours."""
+    for module in ("", "._client", "._transports", "._transports.default"):
+        home = importlib.import_module(name + module)
+        for old, new in (("HTTPTransport", "Transport"), ("AsyncHTTPTransport", "AsyncTransport")):
+            if hasattr(home, old) and hasattr(ours, new):
+                _bind(home, old, getattr(ours, new))
+
+
+def speak_http_1_1(ours: ModuleType) -> None:
+    """Have http2=False where nothing was said: many tests look at a connection's socket, or say what ALPN offers."""
+    made = ours.Gate.__init__
+
+    def make(self: object, *args: object, **options: object) -> None:
+        made(self, *[False if value == "auto" else value for value in args], **options)
+
+    ours.Gate.__init__ = make
+
+
 def _bind(home: ModuleType, name: str, new: type) -> None:
     setattr(home, name, new)
     replaced.append(f"{home.__name__}.{name} = {new.__module__}.{new.__qualname__}")
@@ -99,7 +118,13 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 def _replace() -> None:
     suite = os.environ.get("FEWPORTS_UPSTREAM")
     if suite:
-        ours = importlib.import_module(f"{os.environ['FEWPORTS_PACKAGE']}.{suite}")
+        package = os.environ["FEWPORTS_PACKAGE"]
+        ours = importlib.import_module(f"{package}.{suite.removesuffix('2')}")
+        if suite.startswith("httpx"):
+            replace_httpx(ours, suite)
+            return
+        if package == "fewports":
+            speak_http_1_1(importlib.import_module("fewports.urllib3"))
         {"urllib3": replace_urllib3, "requests": replace_requests}[suite](ours)
 
 

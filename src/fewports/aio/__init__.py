@@ -23,16 +23,19 @@ from .errors import (
     NotOffered,
     NotResolved,
     PlaceTimedOut,
+    SocksRefused,
     Stage,
     TimedOut,
     TlsFailed,
     TunnelRefused,
 )
 from .exchange import Exchange
-from .pool import OriginPool
+from .http2 import SharedConnection
+from .pool import OriginPool, Pooled
 from .request import Body, Fields, Request, Times
 from .route import Route, Tunnel
 from .seam import Loop, Tls, here
+from .socks import Socks
 
 __all__ = [
     "Body",
@@ -47,8 +50,12 @@ __all__ = [
     "NotResolved",
     "OriginPool",
     "PlaceTimedOut",
+    "Pooled",
     "Request",
     "Route",
+    "SharedConnection",
+    "Socks",
+    "SocksRefused",
     "Stage",
     "TimedOut",
     "Times",

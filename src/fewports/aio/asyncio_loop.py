@@ -129,19 +129,20 @@ class AsyncioAlarm:
             with contextlib.suppress(RuntimeError):  # it is closed, and nobody waits any more
                 self._loop.call_soon_threadsafe(_ring, future)
 
-    async def wait(self, seconds: float | None) -> None:
+    def wait(self, seconds: float | None) -> Awaitable[None]:
         future = self._future = self._loop.create_future()
-        timer = None
+        if self._woken:
+            future.set_result(None)
+        # Ten thousand may wait: without a coroutine, where there is nothing to see to afterwards.
+        return future if seconds is None or seconds == inf else self._timed(future, seconds)
+
+    async def _timed(self, future: Future[None], seconds: float) -> None:
+        timer = self._loop.call_later(max(0.0, seconds), _ring, future)
         try:
-            if self._woken:
-                return
-            if seconds is not None and seconds != inf:
-                timer = self._loop.call_later(max(0.0, seconds), _ring, future)
             await future
         finally:
             self._future, self._woken = None, False
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
 
 
 class AsyncioLink(asyncio.BufferedProtocol):
@@ -159,13 +160,13 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self.receiver = receiver
         self.patience: float | None = None
         self.deadline: float | None = None
+        self.session: ssl.SSLObject | None = None
         self.closed = self.lost = False
         self._held = self._paused = False
         self._future: Future[None] | None = None
         self._sharer: Sharer | None = None
         self._timer: TimerHandle | None = None
         self._due = inf
-        self.session: ssl.SSLObject | None = None
         self._poll: select.poll | None = None
         self._transport: Any = None
         self._lower: Any = None  # the transport under TLS

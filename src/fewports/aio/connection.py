@@ -106,6 +106,11 @@ class Connection:
         return self._sent
 
     @property
+    def whole(self) -> bool:
+        """Say whether the response is here to its end."""
+        return self.reader.done and self._failure is None
+
+    @property
     def pending(self) -> bool:
         """Say whether some of the body is there that nobody has read."""
         return bool(self._pieces)
@@ -118,7 +123,8 @@ class Connection:
         self.busy = False
         for other, reason in self.home.give_back(self, now):
             other.end(reason)
-        timer.watch_pool(self.home)
+        if len(self.home):  # else it went to who is next: the timer would begin, find nothing, and end
+            timer.watch_pool(self.home)
 
     async def settle(self) -> None:
         """Go back to the pool if nothing is left of the exchange; else close."""
@@ -182,13 +188,11 @@ class Connection:
             self.link.hold()
 
     def ended(self, error: Exception | None) -> None:
-        if self._ended:
-            return
-        self._ended = True
+        told, self._ended = self._ended, True
         if not self.busy:
             self._stray()
             return
-        if not self.reader.done and self._failure is None:
+        if not (told or self.reader.done or self._failure):
             if error is None:
                 try:
                     self.reader.eof()
@@ -215,7 +219,7 @@ class Connection:
         link.patience = times.write
         if body is None:
             data = http1.request_head(request.method, request.target, (), preset)
-            reader.begin(request.method)
+            reader.begin(request.method, upgrade=request.upgrade)
             flows = link.write(data)
             self._sent = True
             if not flows:
@@ -292,6 +296,7 @@ class Connection:
     def _content(self) -> bytes:
         """Take all pieces there are."""
         pieces, self._held = self._pieces, 0
+        self.link.resume()  # for the next response
         if len(pieces) == 1:
             piece = pieces.popleft()
             return piece if type(piece) is bytes else bytes(piece)
@@ -329,7 +334,7 @@ class Connection:
         if type(body) is bytes and (not framed or "content-length" in preset.names):
             length = None if framed else len(body)
             head = http1.request_head(request.method, request.target, (), preset, length)
-            reader.begin(request.method, sending=True)
+            reader.begin(request.method, sending=True, upgrade=request.upgrade)
             if len(body) <= TOGETHER:
                 if await self._put(head + body):
                     reader.sent()
@@ -345,7 +350,7 @@ class Connection:
         chunked = "content-length" not in preset.names
         more = (("Transfer-Encoding", "chunked"),) if not framed else ()
         head = http1.request_head(request.method, request.target, more, preset)
-        reader.begin(request.method, sending=True)
+        reader.begin(request.method, sending=True, upgrade=request.upgrade)
         if await self._put(head) and await self._stream(body, chunked, request.fields):
             reader.sent()
 

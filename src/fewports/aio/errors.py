@@ -50,6 +50,10 @@ class TunnelRefused(ExchangeError):
         return f"Tunnel connection failed: {self.status} {self.reason}"  # the words of http.client
 
 
+class SocksRefused(ExchangeError):
+    """The SOCKS proxy made no connection, and said why."""
+
+
 class TimedOut(ExchangeError):
     """It took longer than allowed."""
 

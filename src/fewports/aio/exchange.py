@@ -30,6 +30,17 @@ class Exchange:
         self.stream_id = connection.stream_id  # None where the protocol has no streams
         self._connection = connection if body is None else None
 
+    @property
+    def connection(self) -> Connection | Ride | None:
+        """The connection, while it is in use."""
+        return self._connection
+
+    @property
+    def ready(self) -> bool:
+        """Say whether all of the body is here, so that read() waits for nothing."""
+        connection = self._connection
+        return connection is None or connection.whole
+
     def forget(self) -> None:
         """Leave the connection to somebody else: it is a tunnel now."""
         self._connection = None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..events import CloseReason
 from ..http1 import Field
-from ..http2 import Code, Connection, ConnectionFailed, ProtocolError, Stream, Unprocessed
+from ..http2 import Code, Connection, ConnectionFailed, Stream, Unprocessed
 from ..http2.message import Heads
 from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, has_room
 from ..ledger.account import Lease
@@ -166,16 +166,9 @@ class SharedConnection:
         Raises Unprocessed if it takes no more requests, LocalProtocolError for bad fields.
         """
         engine = self._engine
-        seat = None if self.closed else engine.reserve()
-        if seat is None:
+        if self.closed:
             raise Unprocessed("the connection takes no new streams")
-        try:
-            stream = seat.open(fields, end=whole)
-        except Unprocessed:
-            raise
-        except ProtocolError:
-            seat.release()
-            raise
+        stream = engine.open(fields, end=whole)  # the pool counts its streams
         if engine.closing:
             self._measure()  # the last id
         self.soon()

@@ -53,6 +53,7 @@ from .request import FieldSets, Presets, Request, Times
 from .ride import Ride
 from .route import H2, OFFERS, Route, Tunnel
 from .seam import Link, Loop, Tls
+from .socks import Socks, shake
 
 _FOREVER = Times()
 
@@ -65,6 +66,8 @@ class OriginPool:
     A connection of HTTP/1.1 is of one exchange at a time. Of HTTP/2 each exchange has a Ride, which has a seat on a
     connection that is shared; it is asked for exchange(), clean, give_back() and discard() as the other is.
     """
+
+    kind: type[Connection] = Connection
 
     def __init__(self, loop: Loop, route: Route, limits: Limits) -> None:
         self.loop = loop
@@ -93,6 +96,9 @@ class OriginPool:
             found, endings = self.home.take(monotonic())
             for other, reason in endings:
                 other.end(reason)
+            if found is None:
+                endings = ()  # ten thousand may wait, and each would keep the list
+                found = await self._place(times)
             connection: Connection | Ride
             if isinstance(found, Connection) and found.alive(method):
                 connection = found
@@ -133,10 +139,8 @@ class OriginPool:
 
     # Below: what is not to be had at once.
 
-    async def _obtain(self, found: Pooled | Place | None, method: str, times: Times) -> Connection | Ride:
-        """Wait for a place, and for a connection to put there. *found* is what the pool gave."""
-        if found is None:
-            found = await self._place(times)
+    async def _obtain(self, found: Pooled | Place, method: str, times: Times) -> Connection | Ride:
+        """Wait for a connection to put in the place that is *found*, where that of the pool is at an end."""
         while True:
             if (ready := await self._ready(found, method)) is not None:
                 return ready
@@ -292,7 +296,7 @@ class OriginPool:
     async def _furnish(self, sock: GatedSocket, times: Times, alone: bool) -> Connection | Ride:
         """Make a connection of a socket that was dialled: a tunnel first, if that is the way, and TLS."""
         route = self.route
-        connection = Connection(self.home, self._presets, sock.lease)
+        connection = self.kind(self.home, self._presets, sock.lease)
         prelude = Prelude()
         connection.link = link = self.loop.link(sock, prelude)
         try:
@@ -301,7 +305,10 @@ class OriginPool:
             if route.tunnel is not None:
                 if route.tunnel.tls is not None:
                     await self._secure(connection, route.tunnel.tls._replace(offer=OFFERS[False]), times)
-                await self._tunnel(connection, route.tunnel, times)
+                if isinstance(route.tunnel, Socks):
+                    await self._shake(connection, route.tunnel, times)
+                else:
+                    await self._tunnel(connection, route.tunnel, times)
                 link.receiver = prelude
             if route.tls is not None:
                 await self._secure(connection, route.tls._replace(offer=OFFERS[route.http2]), times)
@@ -360,6 +367,18 @@ class OriginPool:
             raise (TlsFailed(str(error)) if isinstance(error, ssl.SSLError) else Disconnected(False)) from error
         except Exception as error:  # of the check
             raise TlsFailed(str(error)) from error
+
+    async def _shake(self, connection: Connection, socks: Socks, times: Times) -> None:
+        """Have a SOCKS proxy connect us."""
+        link = connection.link
+        link.patience, link.deadline = times.connect, times.deadline
+        try:
+            await shake(link, socks)
+        except TimeoutError as error:
+            raise TimedOut(Stage.CONNECT) from error
+        except OSError as error:
+            raise NotConnected(str(error)) from error
+        link.patience = link.deadline = None
 
     async def _tunnel(self, connection: Connection, tunnel: Tunnel, times: Times) -> None:
         """Have the proxy connect us; what follows on the link is another conversation."""

@@ -32,12 +32,13 @@ class Times(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is asked for; *fields* are all that are sent, Host among them."""
+    """What is asked for; *fields* are all that are sent, Host among them; *upgrade*: another protocol, if it may be."""
 
     method: str
     target: str
     fields: Fields = ()
     body: Body | None = None
+    upgrade: bool = False
 
 
 class Presets(dict[Fields, Preset]):

@@ -53,6 +53,11 @@ class Ride:
         return stream is not None and stream.ended
 
     @property
+    def whole(self) -> bool:
+        """Say whether the response is here to its end."""
+        return self.done
+
+    @property
     def pending(self) -> bool:
         """Say whether some of the body is there that nobody has read."""
         return self.stream is not None and self.stream.buffered > 0

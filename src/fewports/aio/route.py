@@ -10,6 +10,7 @@ from ..dial import To
 from ..gated import SocketOption
 from ..http1 import Field
 from .seam import Tls
+from .socks import Socks
 
 H2, HTTP_11 = "h2", "http/1.1"
 OFFERS: dict[bool | str, tuple[str, ...]] = {"auto": (H2, HTTP_11), True: (H2,), False: (HTTP_11,)}
@@ -31,7 +32,7 @@ class Route(NamedTuple):
 
     to: To
     tls: Tls | None = None
-    tunnel: Tunnel | None = None
+    tunnel: Tunnel | Socks | None = None
     options: Sequence[SocketOption] = ()
     family: socket.AddressFamily | int = socket.AF_UNSPEC
     http2: bool | str = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -82,17 +83,16 @@ class Pause(Protocol):
 class Link(Protocol):
     """The bytes of one connection. One task waits at a time.
 
-    ``patience`` bounds, in seconds, each wait for the peer; ``deadline`` (monotonic) all of them. ``session`` is that
-    of TLS, once there is one.
+    ``patience`` bounds, in seconds, each wait for the peer; ``deadline`` (monotonic) all of them.
     """
 
     sock: GatedSocket
     receiver: Receiver
-    session: ssl.SSLObject | None
     patience: float | None
     deadline: float | None
     closed: bool
     lost: bool  # the peer has closed, or it broke
+    session: ssl.SSLObject | None  # of TLS, the innermost
 
     @property
     def loop(self) -> Loop: ...
@@ -157,7 +157,7 @@ class Alarm(Protocol):
 
     def wake(self) -> None: ...
 
-    async def wait(self, seconds: float | None) -> None: ...
+    def wait(self, seconds: float | None) -> Awaitable[None]: ...
 
 
 class Loop(Protocol):
@@ -208,6 +208,8 @@ def here() -> Loop:
         from .asyncio_loop import AsyncioLoop
 
         return AsyncioLoop(running)
+    if "trio" not in sys.modules:
+        raise RuntimeError("no event loop is running: await this on asyncio or trio")
     from .trio_loop import TrioLoop
 
     return TrioLoop()

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import select
 import ssl
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from math import inf
 from time import monotonic
 from typing import Any
@@ -25,6 +25,7 @@ from ..events import CloseReason
 from ..gated import GatedSocket
 from .seam import RECEIVE, Receiver, Sharer, Tls
 from .session import Session
+from .trio_sleep import TrioAlarm, TrioPause
 
 _receivers: trio.lowlevel.RunVar[WeakSet[Receiver] | None] = trio.lowlevel.RunVar("fewports receivers", None)
 
@@ -97,68 +98,14 @@ class TrioLoop:
         await anyio.lowlevel.checkpoint()
 
 
-class TrioAlarm:
-    """See Alarm."""
-
-    __slots__ = ("_event", "_loop")
-
-    def __init__(self, loop: TrioLoop) -> None:
-        self._loop = loop
-        self._event = trio.Event()
-
-    def wake(self) -> None:
-        if self._loop.here:
-            self._event.set()
-        else:
-            with contextlib.suppress(trio.RunFinishedError):
-                self._loop.token.run_sync_soon(self._event.set)
-
-    async def wait(self, seconds: float | None) -> None:
-        if seconds is None or seconds == inf:
-            await self._event.wait()
-        else:
-            with trio.move_on_after(max(0.0, seconds)):
-                await self._event.wait()
-        if self._event.is_set():
-            self._event = trio.Event()
-
-
-class TrioPause:
-    """See Pause."""
-
-    __slots__ = ("_done", "_task")
-
-    def __init__(self) -> None:
-        self._done = False
-        self._task: trio.lowlevel.Task | None = None
-
-    def done(self) -> bool:
-        return self._done
-
-    def set_result(self, result: None, /) -> None:
-        self._done = True
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        if not self._done:
-            self._task = trio.lowlevel.current_task()
-            yield from trio.lowlevel.wait_task_rescheduled(self._leave).__await__()
-
-    def _leave(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-
 class TrioLink:
-    """See Link. What comes is read by the task that waits for it: nobody reads ahead, so hold() has nothing to do.
+    """See Link. What comes is read by the task that waits for it, or that waits to send.
 
     On a link that is shared a task of its own reads, and another sends what there was no room for.
     """
 
     __slots__ = (
-        *("_due", "_poll", "_scope", "_sessions", "_sharer", "_unsent", "_woken", "_writing"),
+        *("_due", "_held", "_poll", "_scope", "_sessions", "_sharer", "_unsent", "_woken", "_writing"),
         *("closed", "deadline", "loop", "lost", "patience", "receiver", "session", "sock"),
     )
 
@@ -168,11 +115,11 @@ class TrioLink:
         self.receiver = receiver
         self.patience: float | None = None
         self.deadline: float | None = None
+        self.session: ssl.SSLObject | None = None
         self.closed = self.lost = False
-        self._woken = False
+        self._held = self._woken = False
         self._unsent = bytearray()
         self._sessions: list[Session] = []  # of TLS, the outer one first
-        self.session: ssl.SSLObject | None = None
         self._poll: select.poll | None = None
         self._sharer: Sharer | None = None
         self._scope: trio.CancelScope | None = None  # of the wait of the task that reads
@@ -196,6 +143,13 @@ class TrioLink:
             raise BrokenPipeError("the connection is closed")
         for session in reversed(self._sessions):
             data = session.seal(data)
+        if self._unsent:
+            try:
+                del self._unsent[: self.sock.send(self._unsent)]
+            except BlockingIOError:
+                pass
+            except ConnectionError as error:
+                raise BrokenPipeError("the connection is closed") from error
         if not self._unsent:
             try:
                 count = self.sock.send(data)
@@ -215,9 +169,11 @@ class TrioLink:
     async def flush(self) -> bool:
         while self._unsent:
             with trio.CancelScope(deadline=self._deadline()) as scope:
-                await anyio.wait_writable(self.sock)
+                await self._movable()
             if scope.cancelled_caught:
                 raise TimeoutError("timed out")
+            if self.lost or self.receiver.answered:
+                return False
             try:
                 del self._unsent[: self.sock.send(self._unsent)]
             except BlockingIOError:
@@ -227,6 +183,19 @@ class TrioLink:
                 self._unsent.clear()
                 raise BrokenPipeError("the connection broke") from error
         return True
+
+    async def _movable(self) -> None:
+        """Wait until more can be sent; take in what comes meanwhile, which may be the answer."""
+        async with anyio.create_task_group() as group:
+            if not self._held:
+                group.start_soon(self._hear, group.cancel_scope)
+            await anyio.wait_writable(self.sock)
+            group.cancel_scope.cancel()
+
+    async def _hear(self, scope: anyio.CancelScope) -> None:
+        await anyio.wait_readable(self.sock)
+        self._receive()
+        scope.cancel()
 
     async def wait(self) -> None:
         while not self._woken:
@@ -241,10 +210,10 @@ class TrioLink:
         self._woken = True
 
     def hold(self) -> None:
-        """Do nothing: nobody reads ahead."""
+        self._held = True
 
     def resume(self) -> None:
-        """Do nothing, likewise."""
+        self._held = False
 
     async def secure(self, tls: Tls) -> None:
         session = Session(tls)

@@ -69,8 +69,10 @@ _is_field = re.compile(_FIELD.encode("latin-1")).fullmatch
 _match_size = re.compile(rf"{_HEX}\r\n".encode()).match
 _match_next = re.compile(rf"\r\n{_HEX}\r\n".encode()).match
 _match_extended = re.compile(rf"(?:\r\n)?{_HEX}([\t ]*;{_TEXT})?\r\n".encode("latin-1")).fullmatch
-# The next two read what the above let pass: each field line comes after a LF, and CR is nowhere but before LF.
-_find_fields = re.compile(r"\n([^:\r]+):[ \t]*((?:[^\r]*[^\r \t])?)").findall  # without OWS (section 5.1)
+# The next three read what the above let pass: each field line comes after a LF, and CR is nowhere but before LF.
+_FIELDS = r"\n([^:\r]+):[ \t]*((?:[^\r]*[^\r \t])?)"  # without OWS (section 5.1)
+_find_fields = re.compile(_FIELDS).findall
+_find_raw_fields = re.compile(_FIELDS.encode()).findall
 _find_framing = re.compile(
     rb"\n(?=[CTKctk])(?i:(content-length|content-encoding|transfer-encoding|connection|keep-alive)):[ \t]*([^\r]*)"
 ).findall
@@ -112,6 +114,10 @@ class Head(NamedTuple):
         """Make the names and values, in the order of the peer, latin-1, without white space around values."""
         return _find_fields(self.raw.decode("latin-1"))
 
+    def raw_fields(self) -> list[tuple[bytes, bytes]]:
+        """Make the names and values as bytes."""
+        return _find_raw_fields(self.raw)
+
 
 class Known(NamedTuple):
     """What a head says: ``length`` of the body (-1: chunked), whether to keep the connection, and so on."""
@@ -133,6 +139,7 @@ class Reader:
     ``idle_limit``: the N of ``Keep-Alive: timeout=N``, in seconds.
     ``persists``: nothing so far says that the connection ends with this response (section 9.3).
     ``reusable``: another request may be sent, as both messages ended, too.
+    ``beyond``: what came after a head that ends HTTP on this connection, with 101 or after CONNECT.
 
     Methods raise RemoteProtocolError if the peer breaks a rule, LocalProtocolError if the caller does.
     """
@@ -157,10 +164,11 @@ class Reader:
         """How many bytes of body the next take() can give."""
         return min(self._end - self._at, self.expects)
 
-    def begin(self, method: str, *, sending: bool = False) -> None:
+    def begin(self, method: str, *, sending: bool = False, upgrade: bool = False) -> None:
         """Expect the response to a request with *method* (its case matters: RFC 9110, section 9.1).
 
-        *sending* means that the body is not out yet: only after sent() can the connection be reused.
+        *sending* means that the body is not out yet: only after sent() can the connection be reused. *upgrade* means
+        that it asks for another protocol.
         """
         if not self.reusable:
             raise LocalProtocolError(f"no request may be sent now: {self!r}, {self.excess} bytes in excess")
@@ -169,6 +177,9 @@ class Reader:
         self.done = self.reusable = False
         self._bodyless = method == "HEAD"
         self._connect = method == "CONNECT"
+        self._upgrade = upgrade
+        self._tunnel = False
+        self.beyond = b""
         self._extensions = 0
         self._trailer = b""
         self.head: Head | None = None
@@ -278,6 +289,8 @@ class Reader:
                 self._read_trailer()
             else:
                 # Nothing is due: another response, or more than a body. No telling what it answers (section 9.2).
+                if self._tunnel:
+                    self.beyond += self._data[self._at : self._end]
                 self.excess += self._end - self._at
                 self._at = self._end
                 self._data = b""
@@ -329,11 +342,11 @@ class Reader:
             raise self._refuse(f"more than {MAX_FIELDS} fields", _HEAD)
         self._kept.clear()
         status = int(found[2])
-        if status >= 200:
+        if status >= 200 or (status == 101 and self._upgrade):
             reason = (found[3] or b"").decode("latin-1").strip()
             self._decide(Head(11 if found[1] == b"1" else 10, status, reason, found[0]))
         elif status == 101:
-            # RFC 9110, section 7.8: what follows would be another protocol.
+            # RFC 9110, section 7.8: what follows would be another protocol, and nobody asked for one.
             raise self._refuse("a switch to another protocol", _HEAD, found[0])
         else:
             # RFC 9110, section 15.2: any number of them may come, asked for or not.
@@ -383,7 +396,7 @@ class Reader:
 
     def _frame(self, head: Head, length: int | None, keep: bool) -> None:
         """Choose the state for the body."""
-        tunnel = self._connect and head.status < 300
+        tunnel = self._tunnel = head.status == 101 or (self._connect and head.status < 300)
         if self._bodyless or tunnel or head.status == 204 or head.status == 304:
             # Section 6.3, rules 1 and 2. Who announces a body with 204 may well send it, and after CONNECT
             # the connection speaks something else.

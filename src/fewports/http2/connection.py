@@ -22,6 +22,7 @@ Long, because the frames, the flow control and the ways to end share that state.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 from h2.events import RemoteSettingsChanged, WindowUpdated
 from h2.events import StreamReset as ResetReceived
@@ -97,6 +98,7 @@ class Connection:
         self._h2 = engine(self._writing, stream_window)
         self._requests: dict[tuple[Field, ...], tuple[Request, bytes]] = {}
         self._max_streams, self.limit = max_streams, min(ASSUMED_STREAMS, max_streams)
+        self._allowed: float = inf  # bytes of a request's header list
         self._step = window // 2
         self.stream_window = stream_window
         self.stream_step = max(stream_window // 2, 1)  # so much is taken before the peer is told
@@ -211,16 +213,15 @@ class Connection:
         state = "failed" if self.error else "closing" if self.closing else "open"
         return f"<Connection {state}, {len(self._live)} streams, {self._reserved} reserved, {self.room} free>"
 
-    # Below: what seats and streams ask for.
-
-    def _open(self, seat: Seat, fields: Iterable[Field], end: bool) -> Stream:
+    def open(self, fields: Iterable[Field], *, end: bool, seat: Seat | None = None) -> Stream:
+        """Open a stream, for *seat* or for who counts its streams elsewhere; see Seat.open()."""
         request, block = self._request(tuple(fields))
-        allowed = self._h2.remote_settings.max_header_list_size
-        if allowed is not None and request.size > allowed:
-            raise LocalProtocolError(f"the fields count {request.size} bytes, the peer takes {allowed}")
+        if request.size > self._allowed:
+            raise LocalProtocolError(f"the fields count {request.size} bytes, the peer takes {self._allowed}")
         if end and request.length:
             raise LocalProtocolError(f"no body where Content-Length says {request.length}")
-        self._give_back(seat)
+        if seat is not None:
+            self._give_back(seat)
         if self.closing:
             raise Unprocessed("the connection takes no new streams") from self.error
         if len(self._live) >= self.limit:
@@ -240,6 +241,8 @@ class Connection:
         if self._next_id > LAST_ID:
             self.closing = True  # section 5.1.1: the ids of a connection are used once
         return stream
+
+    # Below: what seats and streams ask for.
 
     def _request(self, fields: tuple[Field, ...]) -> tuple[Request, bytes]:
         known = self._requests.get(fields)
@@ -542,6 +545,7 @@ class Connection:
 
     def _take_settings(self, event: RemoteSettingsChanged) -> None:
         self.limit = min(self._h2.remote_settings.max_concurrent_streams, self._max_streams)
+        self._allowed = self._h2.remote_settings.max_header_list_size or inf
         if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
             self._wake_blocked()
 

@@ -42,7 +42,7 @@ class Seat:
         Raises LocalProtocolError for a head that must not be sent (the seat is kept), Unprocessed if the connection
         takes no new stream any more (the seat is gone).
         """
-        return self._owner()._open(self, fields, end)
+        return self._owner().open(fields, end=end, seat=self)
 
     def release(self) -> None:
         """Give the seat back unused. A second release raises LocalProtocolError."""
@@ -161,6 +161,10 @@ class Stream:
         self._body.clear()
         self._offset = self.buffered = 0
         self._connection._leave(self, code)
+
+    def stop(self) -> None:
+        """Send no more of the request; what came, and was not taken, stays."""
+        self._connection._leave(self, Code.CANCEL)
 
     def __repr__(self) -> str:
         status = self.head.status if self.head else "no head"

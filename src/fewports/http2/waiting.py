@@ -17,6 +17,10 @@ REPEATS = 6  # of a request that no server looked at: as often as Go's client; H
 Ready = Callable[[Stream], bool]
 
 
+def ended(stream: Stream) -> bool:
+    return stream.ended or stream.closed
+
+
 def has_head(stream: Stream) -> bool:
     return stream.head is not None or stream.closed
 

@@ -71,6 +71,7 @@ class Account:
         "falls",
         "fresh",
         "holders",
+        "keeps",
         "kept",
         "leases",
         "level",
@@ -90,6 +91,7 @@ class Account:
         self.scope = scope
         self.rule = rule
         self.budget = budget  # says whether to wait when this account is full
+        self.keeps = scope != "total"  # counts ports that outlive their connection, too
         self.leases: set[Lease] = set()
         self.kept: set[Closing] = set()
         self.holders: dict[Holder, int] = {}
@@ -119,7 +121,7 @@ class Account:
         """Find the level of what is held now, and when it changes next; return the one before."""
         before = self.level
         warning, critical = (ceil(self.limit * level.value) for level in (Level.WARNING, Level.CRITICAL))
-        held = self.held
+        held = self.held if self.keeps else 0  # no ports of its own are short, however many connections there are
         if held >= critical:
             self.level, self.falls, self.rises = Level.CRITICAL, critical - 1, self.limit + 1
         elif held >= warning:
@@ -302,6 +304,12 @@ class Want(NamedTuple):
     host: str
     client: object
     budget: Budget | None
+
+    @property
+    def passing(self) -> list[Account]:
+        """The accounts that have room again although the port outlives its connection."""
+        passing = [account for account in self.accounts if not account.keeps]
+        return [*passing, self.pace] if self.pace else passing
 
 
 class Waiter:

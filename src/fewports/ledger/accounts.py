@@ -42,10 +42,14 @@ class Accounts(WeakValueDictionary[Key, Account]):
             ]
         if own is not None:
             accounts.append(self._charge("client", own, client, space, host))
+        for budget, owner in ((self.budget, None), (own, client)):
+            if budget is not None and budget.connections is not None:
+                rule = Limit(budget.connections, None)
+                accounts.append(self._account(("total", owner), "all destinations", "total", rule, budget))
         pace = None
-        bounding, owner = (own, client) if own and own.dialing else (self.budget, None)
+        bounding, pacer = (own, client) if own and own.dialing else (self.budget, None)
         if bounding.dialing:
-            key = ("pace", owner, space.destination)
+            key = ("pace", pacer, space.destination)
             rule = Limit(bounding.dialing, None)
             pace = self._account(key, f"dialing to {space.destination}", "pace", rule, bounding)
         return Want(space, tuple(accounts), pace, host, client, own)

@@ -24,6 +24,7 @@ TIME_WAIT = 60.0  # seconds; TCP_TIMEWAIT_LEN, include/net/tcp.h
 OVERTIME = 2.0  # seconds for which the kernel's coarse timers may keep a port past its time (measured: 0.2)
 NEAR = 256  # closings looked at one by one before all of an account are: 20,000 take a millisecond
 _due = attrgetter("due")
+_keeps = attrgetter("keeps")
 QUESTIONS = 64  # put to the kernel at most before an answer; 5 us each, so a refusal stays under 1 ms
 
 
@@ -100,7 +101,7 @@ class Closings:
     def charge(self, closing: Closing) -> None:
         """Enter *closing* with each of its accounts."""
         asked = closing.ask_at < inf
-        for account in closing.want.accounts:
+        for account in filter(_keeps, closing.want.accounts):
             account.kept.add(closing)
             if closing.watched:
                 account.watched.add(closing)
@@ -158,6 +159,8 @@ class Closings:
 
     def next_of(self, account: Account, now: float) -> float | None:
         """Return the seconds until the next port of *account* leaves TIME_WAIT, if one is in it."""
+        if not account.keeps:
+            return None
         self.next_due()  # drops what no longer counts at the front of the queue and at the top of the heap
         near = (closing for closing in islice(self._queue, NEAR) if closing.fresh and account in closing.want.accounts)
         first = next(near, None)
@@ -222,5 +225,5 @@ class Closings:
 
     def _ask_again(self, closing: Closing) -> None:
         if closing.ask_at < inf:
-            for account in closing.want.accounts:
+            for account in filter(_keeps, closing.want.accounts):
                 heapq.heappush(account.questions, (closing.ask_at, closing))

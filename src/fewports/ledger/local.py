@@ -433,8 +433,8 @@ class Ledger:
         lease.state = _RELEASED
         if not closing:
             self._came_free(lease.want, now, unblock)
-        elif self._full and lease.want.pace:
-            self._lines.grant((lease.want.pace,), now)
+        elif self._full:
+            self._lines.grant(lease.want.passing, now)
 
     def _unbook(self, lease: Lease) -> None:
         holder = lease.holder
@@ -498,6 +498,7 @@ class Ledger:
             self._unbook(lease)
             lease.state = Lease.RELEASED
             self._closings.watch(closing)
+            self._lines.grant(closing.want.passing, now)
         else:
             self._release(lease, now, closing)
 

@@ -23,6 +23,10 @@ class Promise:
         self.lease = lease
         self.until = now + ACKNOWLEDGED
 
+    def comes(self, account: Account) -> bool:
+        """Say whether *account* has yet to see it: one that counts connections does so when that is closed."""
+        return account.keeps or self.lease is None or self.lease.state < Lease.RELEASED
+
 
 class Promises:
     """Say who may have a connection closed, for a ledger that knows which leases still hold their port."""
@@ -33,7 +37,7 @@ class Promises:
 
     def short(self, account: Account, waiter: Waiter | None = None) -> bool:
         """Say whether more callers need a port of *account* than are on their way, *waiter* among them."""
-        coming = sum(account in promise.accounts for promise in self._pending())
+        coming = sum(account in promise.accounts and promise.comes(account) for promise in self._pending())
         if waiter is not None and waiter not in account.waiters and not waiter.decided:
             coming -= 1
         for other in account.waiters:

@@ -22,13 +22,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, cast
 
 from ..events import CloseReason
 from ..gated import gated
 from ..http1 import Field
-from ..http2 import Code, Connection, ConnectionFailed, ProtocolError, Stream, Unprocessed
+from ..http2 import Code, Connection, ConnectionFailed, Stream
 from ..http2.message import Heads
 from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, has_room
 from ..ledger.account import Lease
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 RECEIVE = 65536  # bytes asked for at once
 TOGETHER = 256 * 1024  # bytes received before anybody is told: a large body comes in few turns
+LAST_WORDS = 10  # milliseconds for a thread that is sending when the connection is closed
+RELIEF = 0.05  # seconds between two looks at whether somebody still reads, while the kernel takes no more
+MAX_UNSENT = 256 * 1024  # bytes that the kernel has no room for: then bodies wait
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -55,13 +58,26 @@ GREETING = cast(Stream, _Nothing())
 class Waiting:
     """A thread that waits for something to happen to its stream."""
 
-    __slots__ = ("alarm", "ready", "stream")
+    __slots__ = ("_alarm", "ready", "stream")
 
     def __init__(self, stream: Stream, ready: Ready) -> None:
         self.stream = stream
         self.ready = ready
-        self.alarm = threading.Lock()
-        self.alarm.acquire()
+        self._alarm: threading.Lock | None = None  # who reads for all needs none
+
+    def queue(self) -> None:
+        """Be about to sleep: before anybody can wake us."""
+        self._alarm = threading.Lock()
+        self._alarm.acquire()
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep until wake(), for *seconds* at most; say whether that came."""
+        assert self._alarm is not None
+        return self._alarm.acquire(timeout=seconds)
+
+    def wake(self) -> None:
+        assert self._alarm is not None
+        self._alarm.release()
 
 
 class SharedWire:
@@ -92,7 +108,7 @@ class SharedWire:
         self._forsaken: deque[Stream] = deque()  # nobody will read them; filled where no lock may be taken
         self._leader: Waiting | None = None
         self._waiting: dict[Stream, Waiting] = {}
-        self._writing = False
+        self._writing = 0
         self._deaf = False  # the peer takes no more
         self._unsent = b""
         sock.settimeout(0)
@@ -133,6 +149,8 @@ class SharedWire:
             if self.home is not None:
                 for connection, reason in self.home.leave_seat(self, now):
                     connection.end(reason)
+        if self._unsent:
+            self._flush()
         self._look(0.0)
 
     def forsake(self, stream: Stream) -> None:
@@ -159,6 +177,10 @@ class SharedWire:
             self._engine.close()
         with contextlib.suppress(OSError):
             self._flush()
+            for _ in range(LAST_WORDS):
+                if not self._writing:
+                    break
+                sleep(0.001)  # another thread has our GOAWAY in hand
             if self._engine.error is not None and self._engine.error.code is not None:
                 # Closing with bytes unread is a reset, which may overtake the GOAWAY that says what was wrong.
                 with self._io, contextlib.suppress(*_LATER):
@@ -181,28 +203,16 @@ class SharedWire:
         self.capacity = 0
         self._engine.eof()
 
-    def open(self, fields: tuple[Field, ...], body: bytes, *, whole: bool) -> Stream:
-        """Send a request, with a *body* that fits the windows if it is *whole*; else send() follows.
+    def open(self, fields: tuple[Field, ...], *, whole: bool) -> Stream:
+        """Send a request that has no body if it is *whole*; else send() follows, and finish().
 
         Raises Unprocessed if it takes no more requests, LocalProtocolError for bad fields.
         """
         with self._lock:
-            engine = self._engine
-            seat = engine.reserve()
-            if seat is None:
-                raise Unprocessed("the connection takes no new streams")
-            try:
-                stream = seat.open(fields, end=whole and not body)
-            except Unprocessed:
-                raise
-            except ProtocolError:
-                seat.release()
-                raise
-            if engine.closing:
+            stream = self._engine.open(fields, end=whole)
+            if self._engine.closing:
                 self._measure()  # the last id
-            data = self._due()
-        if data:
-            self._write(data)
+        self._flush()
         return stream
 
     def send(self, stream: Stream, data: bytes | memoryview, timeout: float | None, deadline: float | None) -> None:
@@ -210,12 +220,14 @@ class SharedWire:
         view = memoryview(data).cast("B")
         while view:
             with self._lock:
-                count = stream.send(view)
+                count = stream.send(view) if len(self._unsent) < MAX_UNSENT else 0
+                if count < len(view) and stream.ended:
+                    stream.stop()  # the peer has answered, and need not read the rest
             self._flush()
             view = view[count:]
             if self._unsent:
                 self._drain(timeout, deadline)
-            if view and not count:
+            if view and not count and len(self._unsent) < MAX_UNSENT:
                 self.wait(stream, has_room, timeout, deadline)
 
     def finish(self, stream: Stream) -> None:
@@ -227,14 +239,16 @@ class SharedWire:
     def take(self, stream: Stream, limit: float = inf) -> list[bytes]:
         """Return the pieces of body that are here, *limit* bytes at most."""
         pieces = []
+        if stream.closed and limit == inf:  # nobody else has a hand in it any more
+            while stream.buffered:
+                pieces.append(stream.take())
+            return pieces
         with self._lock:
             while limit > 0 and stream.buffered:
                 piece = stream.take() if limit == inf else stream.take(int(limit))
                 pieces.append(piece)
                 limit -= len(piece)
-            due = self._due()
-        if due:
-            self._write(due)
+        self._flush()
         return pieces
 
     def leave(self, stream: Stream) -> None:
@@ -242,7 +256,11 @@ class SharedWire:
         with self._lock:
             if not stream.closed or stream.buffered:
                 stream.reset(Code.CANCEL)
-            self._waiting.pop(stream, None)
+            waiting = self._waiting.pop(stream, None)
+            if waiting is not None:
+                waiting.wake()  # another thread's, which is to learn of it
+            elif (leader := self._leader) is not None and leader.stream is stream:
+                self._engine.ping()  # it sleeps in poll(): the answer wakes it
             self._measure()
         with contextlib.suppress(OSError):
             self._flush()
@@ -252,19 +270,20 @@ class SharedWire:
 
         Raises TimeoutError.
         """
-        with self._lock:
-            if ready(stream):
-                return
-            me = Waiting(stream, ready)
-            if self._leader is None:
-                self._leader = me
-            else:
-                self._waiting[stream] = me
+        me = Waiting(stream, ready)
         patience = _Patience(stream, timeout, deadline)
         before = self.received
         try:
+            with self._lock:
+                if ready(stream):
+                    return
+                if self._leader is None:
+                    self._leader = me
+                else:
+                    me.queue()
+                    self._waiting[stream] = me
             while self._leader is not me:
-                if me.alarm.acquire(timeout=patience.left()):
+                if me.sleep(patience.left()):
                     if self._leader is not me:
                         return
                 elif self._is_over(me, patience):
@@ -278,8 +297,7 @@ class SharedWire:
             self._flush()
             raise
         finally:
-            if self._leader is me:
-                self._hand_over()
+            self._resign(me)
 
     # Below: a turn at reading or writing. The lock is taken in there.
 
@@ -289,9 +307,12 @@ class SharedWire:
         with self._lock:
             if self.closed or self._leader is not None or self._waiting:
                 return
-            self._leader = me
-        until = monotonic() + pause
         try:
+            with self._lock:
+                if self._leader is not None:
+                    return
+                self._leader = me
+            until = monotonic() + pause
             while not self.spent and (
                 (self._pending and self._pending()) or self._poll.poll(max(0.0, until - monotonic()) * 1000)
             ):
@@ -299,7 +320,7 @@ class SharedWire:
                 if not self._engine.unanswered:
                     until = 0.0
         finally:
-            self._hand_over()
+            self._resign(me)
 
     def _is_over(self, me: Waiting, patience: _Patience) -> bool:
         """Look again after a time-out: True if we were served after all."""
@@ -307,7 +328,7 @@ class SharedWire:
             if me.ready(me.stream):
                 self._waiting.pop(me.stream, None)
                 return True
-            patience.look()
+        patience.look()
         return False
 
     def _lead(self, me: Waiting, patience: _Patience) -> None:
@@ -338,21 +359,36 @@ class SharedWire:
                     self._fail(error)
                     return
                 self._flush()
-            with self._lock:
-                patience.look()
+            patience.look()
+
+    def _resign(self, me: Waiting) -> None:
+        """Read no more for others. Twice, as a signal handler may raise in the first."""
+        try:
+            if self._leader is me:
+                self._hand_over()
+        finally:
+            if self._leader is me:
+                self._hand_over()
 
     def _hand_over(self) -> None:
         """Have the next who waits read."""
         with self._lock:
-            self._leader = None
             for stream, waiting in self._waiting.items():
                 del self._waiting[stream]
                 self._leader = waiting
-                waiting.alarm.release()
+                waiting.wake()
                 return
+            self._leader = None
 
     def _receive(self, me: Waiting | None) -> bool:
         """Receive once and tell whom it concerns; say whether *me* is ready."""
+        try:
+            return self._take_in(me)
+        except BaseException:
+            self._fail(None)  # bytes that came may be lost: nothing can follow
+            raise
+
+    def _take_in(self, me: Waiting | None) -> bool:
         error: Exception | None = None
         data = b""
         try:
@@ -380,11 +416,9 @@ class SharedWire:
                     wake.append(waiting)
             widened = self._measure()
             served = me is not None and me.ready(me.stream)
-            due = self._due()
         for waiting in wake:
-            waiting.alarm.release()
-        if due:
-            self._write(due)
+            waiting.wake()
+        self._flush()
         if widened and self.home is not None:
             self.home.widened(monotonic())
         if error is not None:
@@ -403,10 +437,19 @@ class SharedWire:
 
     def _flush(self) -> None:
         """Send what is due, unless somebody does."""
-        with self._lock:
-            due = self._due()
-        if due:
-            self._write(due)
+        if self._writing:
+            return  # whoever does looks again under the lock
+        mine = threading.get_ident()
+        try:
+            with self._lock:
+                due = self._due(mine)
+            if due:
+                self._write(due)
+        except BaseException:
+            if self._writing == mine:
+                self._writing = 0  # what was taken may be lost: nothing can follow
+                self._fail(None)
+            raise
 
     def _write(self, data: bytes) -> None:
         """Send *data*, and what comes to be due meanwhile: the right to do so is ours."""
@@ -424,14 +467,14 @@ class SharedWire:
                     else:
                         data = self._engine.pending()
                     if not data:
-                        self._writing = False
+                        self._writing = 0
         except (OSError, ValueError):
             # The peer has closed. What it said before is still to be read, a GOAWAY perhaps; then comes the end.
             with self._lock:
                 self._deaf = True
-                self._writing = False
+                self._writing = 0
         except BaseException:
-            self._writing = False  # half a record may be out: nothing can follow
+            self._writing = 0  # half a record may be out: nothing can follow
             self._fail(None)
             raise
 
@@ -443,22 +486,22 @@ class SharedWire:
         until = min(inf if timeout is None else monotonic() + timeout, inf if deadline is None else deadline)
         me = Waiting(GREETING, _always)
         while self._unsent and not self.closed:
-            with self._lock:
-                leads = self._leader is None
-                if leads:
-                    self._leader = me
+            leads = False
             try:
+                with self._lock:
+                    if self._leader is None:
+                        self._leader, leads = me, True
                 poll = select.poll()
                 poll.register(self.sock, select.POLLOUT | (select.POLLIN if leads else 0))
                 left = until - monotonic()
                 if left <= 0:
                     raise TimeoutError("timed out")
-                events = poll.poll(min(left, QUIET) * 1000 + 0.999)
+                # Who reads may stop at any time, and the peer may take nothing before somebody reads.
+                events = poll.poll(min(left, QUIET if leads else RELIEF) * 1000 + 0.999)
                 if leads and events and events[0][1] & ~select.POLLOUT:
                     self._receive(None)
             finally:
-                if leads:
-                    self._hand_over()
+                self._resign(me)
             self._flush()
 
     def _fail(self, error: Exception | None) -> None:
@@ -470,13 +513,13 @@ class SharedWire:
             wake = list(self._waiting.values())
             self._waiting.clear()
         for waiting in wake:
-            waiting.alarm.release()
+            waiting.wake()
         if self.home is not None:
             self.home.widened(monotonic())
 
     # Below: the lock is held.
 
-    def _due(self) -> bytes:
+    def _due(self, mine: int) -> bytes:
         """Take what is to be sent, and the right to send it; b"" if somebody has that, or nothing is due."""
         if self._writing:
             return b""
@@ -486,7 +529,7 @@ class SharedWire:
         if self._unsent:
             data = self._unsent + data
             self._unsent = b""
-        self._writing = bool(data)
+        self._writing = mine if data else 0
         return data
 
     def _measure(self) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from math import inf
 from time import monotonic
-from typing import Any
 
 from ..http1 import Field, Head, RemoteProtocolError, Truncated
 from ..http2 import ConnectionFailed, ProtocolError, Stream, Unprocessed
-from ..http2.waiting import has_body, has_head, is_whole, may_repeat
+from ..http2.waiting import PREFETCH, ended, has_body, has_head, is_whole, may_repeat
 from .shared import SharedWire
 
 TOGETHER = 64 * 1024  # bytes of body that are sent with the head: the first window (RFC 9113, section 6.9.2)
@@ -121,15 +119,15 @@ class StreamWire:
         carrier = self.carrier
         self._before = carrier.received
         if not body:
-            self.stream = carrier.open(fields, b"", whole=True)
+            self.stream = carrier.open(fields, whole=True)
             return
-        self.stream = carrier.open(fields, body, whole=False)
+        self.stream = carrier.open(fields, whole=False)
         self.send(body, end=True)
 
     def begin(self, fields: tuple[Field, ...]) -> None:
         """Send the head of a request whose body follows."""
         self._before = self.carrier.received
-        self.stream = self.carrier.open(fields, b"", whole=False)
+        self.stream = self.carrier.open(fields, whole=False)
 
     def send(self, data: bytes | memoryview, *, end: bool = False) -> None:
         """Send a part of the body. What comes after the peer has answered, and wants no more, is dropped."""
@@ -139,9 +137,9 @@ class StreamWire:
                 self.carrier.send(stream, data, self.timeout, self.deadline)
             if end:
                 self.carrier.finish(stream)
-        except ProtocolError:
+        except ProtocolError as error:
             if stream.head is None:
-                raise self._error() from None
+                raise (error if stream.error is None else self._error()) from None
             # It has answered: that is worth more than the error.
 
     def head(self) -> Head:
@@ -158,17 +156,24 @@ class StreamWire:
 
     def read(self, size: int | None = None) -> bytes:
         """Return *size* bytes of body, or all that is left; less only at its end, and then see ``failure``."""
-        if size is not None:
-            return io.BufferedReader(_Into(self), 1).read(size) if size > self.ready else self.take(size)
         stream = self._opened()
         pieces: list[bytes] = []
-        while True:
-            pieces += self.carrier.take(stream)
-            if stream.ended or self._broken():
+        left: float = inf if size is None else size
+        while left > 0:
+            if stream.buffered < left and not stream.ended and not stream.closed:
+                self._wait_for(stream, min(left, PREFETCH))
+            found = self.carrier.take(stream, left)
+            pieces += found
+            left -= sum(map(len, found))
+            if stream.ended or (stream.closed and not stream.buffered and self._broken()):
                 break
-            self.carrier.wait(stream, is_whole, self.timeout, self.deadline)
-        pieces += self.carrier.take(stream)
+        if left > 0 and stream.buffered:  # it came just before the end
+            pieces += self.carrier.take(stream, left)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _wait_for(self, stream: Stream, count: float) -> None:
+        """Wait until *count* bytes of body are here, or its end."""
+        self.carrier.wait(stream, lambda it: it.buffered >= count or ended(it), self.timeout, self.deadline)
 
     def read_some(self, size: int | None = None) -> bytes:
         """Return what is there of the body, *size* bytes at most; wait only for the first of it."""
@@ -254,16 +259,3 @@ def leave_seat(carrier: SharedWire) -> None:
     if carrier.home is not None:
         for connection, reason in carrier.home.leave_seat(carrier, monotonic()):
             connection.end(reason)
-
-
-class _Into(io.RawIOBase):
-    """The body as the lowest layer of a buffered file."""
-
-    def __init__(self, wire: StreamWire) -> None:
-        self._wire = wire
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self._wire.read_into(memoryview(buffer))

@@ -140,21 +140,19 @@ class AsyncPoolManager:
         policy = self.retries if retries is None else retries
         if not isinstance(policy, Retry):
             policy = Retry.from_int(policy, redirect=redirect)
-        pool = None
-        if found := split_plain(url):
-            pool = self._near.get(found[1])
+        front, target = _split(url)
+        pool = self._near.get(front)
         if pool is None or pool.prefix or pool.insecure or not (body is None or type(body) is bytes):
             position = set_file_position(body, None) if hasattr(body, "tell") else None
             manner = Manner(preload_content, decode_content, redirect, timeout, pool_timeout, write_timeout)
             return await self._follow(Asked(method, url, headers, source(body), policy, position), manner)
-        assert found is not None
         if timeout is _DEFAULT_TIMEOUT and pool_timeout is None and write_timeout is None:
             times = self._usual or _times(self.timeout, None, None)
         else:
             times = _times(self.timeout if timeout is _DEFAULT_TIMEOUT else timeout, pool_timeout, write_timeout)
         if body is None and method not in WITHOUT_BODY:
             body = b""
-        asked = aio.Request(method, found[2] or "/", pool.fields(headers) if headers else pool.bare, body)
+        asked = aio.Request(method, target or "/", pool.fields(headers) if headers else pool.bare, body)
         try:
             exchange = await pool.engine.exchange(asked, times, whole=preload_content)
         except (*ENGINE, aio.LoopChanged) as error:
@@ -304,8 +302,8 @@ class AsyncPoolManager:
             self._pools[origin] = pool
         else:
             self._pools.move_to_end(origin)
-        if found := split_plain(url):
-            self._near[found[1]] = pool
+        if front := _split(url)[0]:
+            self._near[front] = pool
         return pool, pool.prefix + parts.request_uri
 
     def _make(self, origin: Origin) -> AsyncPool:
@@ -339,6 +337,12 @@ class AsyncPoolManager:
         except UnicodeError:
             raise LocationParseError(f"'{host}', label empty or too long") from None
         return self.gate.to(Origin(origin.scheme, host, origin.port), self._source_address)
+
+
+def _split(url: str) -> tuple[str, str | None]:
+    """Return the origin and the target of a plain URL."""
+    found = split_plain(url)
+    return (found[1], found[2]) if found else ("", None)
 
 
 def _times(timeout: Any, pool: float | None, write: float | None) -> aio.Times:

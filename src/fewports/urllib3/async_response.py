@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import inspect
 import json
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -17,6 +18,7 @@ from .. import aio, http1
 from .response import BadResponse
 
 PIECE = 65536  # bytes: what urllib3's stream() asks for
+BOUNDED = "max_length" in inspect.signature(BaseHTTPResponse._decode).parameters  # since urllib3 2.6
 
 
 class Decoding(BaseHTTPResponse):
@@ -42,15 +44,19 @@ class Decoding(BaseHTTPResponse):
     def put(self, data: bytes, last: bool, limit: int | None = None) -> None:
         """Decode *data*, to some *limit* bytes if it grows beyond that; the rest comes with take()."""
         self.ended = last
-        self._buffer.put(self._decode(data, True, last, *(() if last or limit is None else (limit,))))
+        self._more(data, last, limit)
 
     def take(self, limit: int | None) -> bytes:
         """Return what has been decoded, *limit* bytes at most."""
         while limit is not None and not len(self._buffer) and self._tail:
-            self.put(b"", False, limit)
+            self._more(b"", False, limit)
         if limit is None or len(self._buffer) <= limit:
             return bytes(self._buffer.get_all())
         return bytes(self._buffer.get(limit))
+
+    def _more(self, data: bytes, last: bool, limit: int | None) -> None:
+        bound = (limit,) if BOUNDED and limit is not None and not last else ()
+        self._buffer.put(self._decode(data, True, last, *bound))
 
     @property
     def _tail(self) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - else the first request imports it, and a fork meanwhile copies the lock
 import errno
-import http.client
 import os
 import re
 import socket
@@ -26,7 +25,6 @@ from http.client import (  # type: ignore[attr-defined]
     ResponseNotReady,
 )
 from math import inf
-from operator import attrgetter
 from time import monotonic
 from typing import Any, cast
 
@@ -42,7 +40,6 @@ from urllib3.exceptions import (
 from urllib3.util import SKIP_HEADER, Timeout, connection
 
 from .. import errors
-from .._own import own
 from ..address import Destination, Origin
 from ..events import CloseReason
 from ..gated import GatedSocket, gated, pass_on
@@ -54,6 +51,7 @@ from ..sync.dial import dial, resolve
 from ..sync.shared import SharedWire
 from ..sync.wire import TOGETHER, Wire
 from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
+from .patched import untouched
 from .response import BadLength, BadResponse, Response, receive
 from .sharing import Sharing
 from .streams import WITHOUT_BODY
@@ -75,16 +73,6 @@ _is_plain_target = re.compile(TARGET).fullmatch
 
 Fields = tuple[tuple[str, str], ...]
 
-# What APM agents and others wrap. Where one of them is not as it came, requests go its way.
-_SENDING = ("request", "putrequest", "putheader", "endheaders", "send", "getresponse")
-_sending = attrgetter(*_SENDING)
-_stock_sending = tuple(own("http", http.client.HTTPConnection, step) for step in _SENDING)
-
-
-def untouched() -> bool:
-    """Say whether nobody has put anything in the place of what http.client sends and receives with."""
-    return _sending(http.client.HTTPConnection) == _stock_sending
-
 
 class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     """urllib3's connection on a leased port.
@@ -100,6 +88,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     wait: float | None = None  # seconds in line for a port; None: as long as the budget says
     wire: Wire | None = None
     deadline: float | None = None  # for the response, where the time-out has a total
+    when_dialled: Callable[[GatedSocket], object] | None = None  # told of the socket that stands, before TLS
     _dialled: GatedSocket | None = None
     _failure: Exception | None = None
     _sent = False  # something of the request that is under way
@@ -153,6 +142,8 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
             options.skip_time_wait(outcome)  # if the handshake fails, it is ssl that closes it
         lease = outcome.lease
         try:
+            if self.when_dialled is not None:
+                self.when_dialled(outcome)
             self._finish_connect()
             outcome.passing = False
             pass_on(outcome, self.sock)
@@ -279,7 +270,10 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
             )
             self._sent = not (body is None or isinstance(body, (bytes, str)))
             timeout = _seconds(self.timeout)
-            self.rider.request(method, url, body, headers or {}, self.blocksize, timeout, self.deadline)
+            try:
+                self.rider.request(method, url, body, headers or {}, self.blocksize, timeout, self.deadline)
+            finally:
+                self._sent = self._sent and self.rider.begun
             return
         self._unsent = True
         data = None

@@ -32,8 +32,9 @@ from ..source import Sources
 from ..sync.dial import Alarm
 from ..sync.shared import SharedWire
 from ..sync.timer import timer
-from .connection import OURS, HTTPConnection, HTTPSConnection, Kept, untouched
+from .connection import OURS, HTTPConnection, HTTPSConnection, Kept
 from .gate import Gate
+from .patched import untouched
 from .response import Response
 from .shelf import Shelf
 from .times import Times, times_of
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fewports")
 _asked = partial(tuple.__new__, _ResponseOptions)  # its own __new__() is a function in Python, and takes twice as long
+RIDERS = 256  # connections without a socket, of 2 KB each, that are kept for those who will be at once on a shared one
 REDIRECTS = frozenset(urllib3.HTTPResponse.REDIRECT_STATUSES)
 
 
@@ -104,6 +106,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         self.home: Pool[Kept] = Pool(self.gate.limits(maxsize, self.block), merges=self._may_share())
         self.pool = cast(Any, Shelf(self, maxsize))
         self._shells: list[HTTPConnection] = []  # closed, to be connected again: making one costs 10 us
+        self._riders: list[HTTPConnection] = []  # the same, of those that had a seat on a shared one
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
 
     def close(self) -> None:
@@ -178,7 +181,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         shell = None
         try:
             if carrier.busy or carrier.alive():
-                shell = self._shell() or cast(HTTPConnection, self._new_conn())
+                try:
+                    shell = self._riders.pop()
+                except IndexError:
+                    shell = cast(HTTPConnection, self._new_conn())
                 shell.board(carrier)
                 return shell
         except BaseException:
@@ -194,8 +200,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         """Give back a place, with its connection if that is still open."""
         if conn is not None and (rider := conn.rider) is not None:
             conn.rider = None
-            if len(self._shells) < self.home.limits.kept and not self.home.closed:
-                self._shells.append(conn)
+            if len(self._riders) < RIDERS and not self.home.closed:
+                self._riders.append(conn)
             rider.give_back()
             return
         if conn is None or conn.sock is None:
@@ -286,11 +292,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 policy = Retry.from_int(policy, redirect=redirect)
             asked = _asked((method, url, preload_content, decode_content, True))
             conn = None
-            since = 0.0
+            since, rode = 0.0, False
             try:
                 conn = self._take_idle()
                 if conn is not None:
-                    since = conn.idle_since
+                    since, rode = conn.idle_since, conn.rider is not None
                     outcome = self._straight(conn, asked, body, self.headers if headers is None else headers, timeout)
                     if isinstance(outcome, Response) and self._ours(outcome, policy, redirect):
                         if preload_content:
@@ -298,7 +304,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                         return outcome
                     begun = Begun(conn, outcome, pool_timeout)
             except BaseException:
-                if conn is not None and conn.idle_since == since:  # it was not given back
+                given = rode and conn is not None and conn.rider is None
+                if conn is not None and conn.idle_since == since and not given:  # it was not given back
                     conn.close()
                     self.give_back(conn)
                 raise

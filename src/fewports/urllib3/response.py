@@ -48,6 +48,7 @@ class Body:
         self.reason = head.reason
         self.version = head.version
         self.chunked = wire is not None and wire.reader.chunked
+        self._told = self.chunked or head.version == 20  # the end, by itself; urllib3 sees to a length
         self.will_close = wire is not None and not wire.reader.persists
 
     def isclosed(self) -> bool:
@@ -117,7 +118,7 @@ class Body:
         except http1.RemoteProtocolError as error:
             raise BadResponse(error) from error
         if wire.failure is not None:
-            self._fall_short(wire, data, strict=amt is None or self.chunked)
+            self._fall_short(wire, data, strict=amt is None or self._told)
         elif wire.reader.done:
             self._finish(wire)
         return data
@@ -132,7 +133,7 @@ class Body:
         except http1.RemoteProtocolError as error:
             raise BadResponse(error) from error
         if wire.failure is not None:
-            self._fall_short(wire, data, strict=self.chunked)
+            self._fall_short(wire, data, strict=self._told)
         elif wire.reader.done:
             self._finish(wire)
         return data
@@ -148,7 +149,7 @@ class Body:
         except http1.RemoteProtocolError as error:
             raise BadResponse(error) from error
         if wire.failure is not None:
-            self._fall_short(wire, b"", strict=self.chunked)
+            self._fall_short(wire, b"", strict=self._told)
         elif wire.reader.done:
             self._finish(wire)
         return count

@@ -6,6 +6,7 @@ time; the others wait for what comes of it.
 
 from __future__ import annotations
 
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -23,6 +24,7 @@ from ..sync.dial import Alarm
 from ..sync.shared import SharedWire
 from ..sync.timer import timer
 from .gate import Gate
+from .patched import untouched
 from .response import BadResponse
 from .streams import H2, HTTP_11, Offer, Rider
 
@@ -34,11 +36,13 @@ class Sharing:
     """A connection that may find a seat on a shared one, in place of a socket, or become one."""
 
     gate: Gate
+    _plain: bool
     sock: Any
     lease: Lease | None
     deadline: float | None
     expires: float
     timeout: Any
+    wait: float | None
     host: str
     port: int
     default_port: ClassVar[int]
@@ -67,14 +71,17 @@ class Sharing:
     def _find_way(self, home: Pool[Kept]) -> Kept | None:
         """Return a connection that carries this one too; None: open one, and others wait for it if ``alone``.
 
-        Waits for one that is being opened, or for a seat, as long as connect() may take.
+        Waits for one that is being opened as long as connect() may take, and for a seat as long as for a port. Raises
+        TimeoutError.
         """
         self._ticket = None
-        found, endings = home.retake(monotonic())
+        began = monotonic()
+        found, endings = home.retake(began)
         for other, reason in endings:
             other.end(reason)
         if found is None:
             found = cast("Kept | Place | None", self._wait_for_way(home))
+            self._take_off(monotonic() - began, connecting=found is not None or not home.riding())
         self.alone = found is ALONE
         return None if found is None or isinstance(found, Place) else found
 
@@ -86,7 +93,7 @@ class Sharing:
             for other, reason in home.join(waiter, monotonic(), place=False, opens=True):
                 other.end(reason)
             if not waiter.decided:
-                alarm.wait(self._patience())
+                alarm.wait(self._patience(home))
             if home.closed:
                 raise PoolClosed("the pool is closed: make a new one")
         except BaseException:
@@ -104,14 +111,30 @@ class Sharing:
             for other, reason in home.give_back(cast("Kept", outcome), monotonic()):
                 other.end(reason)
 
-    def _patience(self) -> float:
-        """Return for how many seconds to wait for others' connect(); then we try."""
-        limits = [self.gate.ledger.budget.wait]
-        if (timeout := _seconds(self.timeout)) is not None:
+    def _patience(self, home: Pool[Kept]) -> float:
+        """Return for how many seconds to wait: for what others open, or for a seat on what there is."""
+        limits = [self._budget_wait()]
+        if not home.riding() and (timeout := _seconds(self.timeout)) is not None:
             limits.append(timeout)
         if self.deadline is not None:
             limits.append(self.deadline - monotonic())
         return max(0.0, min(limits))
+
+    def _budget_wait(self) -> float:
+        wait = min(self.gate.ledger.budget.wait, self.gate.budget.wait if self.gate.budget else inf)
+        return wait if self.wait is None else min(wait, self.wait)
+
+    def _take_off(self, waited: float, *, connecting: bool) -> None:
+        """Have less time for what follows."""
+        if self.deadline is not None and monotonic() >= self.deadline:
+            raise TimeoutError("timed out")
+        timeout = _seconds(self.timeout)
+        if connecting and timeout is not None:
+            if waited >= timeout:
+                raise TimeoutError("timed out")
+            self.timeout = timeout - waited
+        elif not connecting:
+            self.wait = max(0.0, self._budget_wait() - waited)
 
     def _finish_connect(self) -> None:
         """Have urllib3 make what goes over the socket: tunnel and TLS, with an offer of HTTP/2."""
@@ -129,6 +152,8 @@ class Sharing:
     def _offer(self) -> Offer | None:
         if self.home is None or not self.home.may_share or not isinstance(self, urllib3.connection.HTTPSConnection):
             return None
+        if not untouched():
+            return None  # who put something in the place of what http.client sends with would not see our requests
         context = self.ssl_context
         if context is None:
             # As urllib3 makes one for each connection.
@@ -169,7 +194,9 @@ class Sharing:
     def _speaks_h2(self) -> bool:
         protocol = getattr(self.sock, "selected_alpn_protocol", None)
         if protocol is not None:
-            return bool(protocol() == H2)
+            # Whatever was offered: a context that pools share may have offered it for another. But a subclass that
+            # has a hand in requests, as urllib3's own HTTP2Connection, sees to that itself.
+            return bool(protocol() == H2) and self._plain
         return self.gate.http2 is True and self.home is not None and self.home.may_share
 
     def _origin(self) -> tuple[str, str]:

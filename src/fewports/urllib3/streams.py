@@ -88,11 +88,6 @@ class Rider:
             preset = ((":authority", authority), *preset)
         return request_fields(method, scheme, url, preset, length)
 
-    def exchange(self, data: Encoded, asked: Any, timeout: float | None, read: float | None, deadline: Any) -> Response:
-        """Send a request and receive its response."""
-        self.send(data, asked.request_method, timeout, deadline)
-        return self.receive(asked, read)
-
     def send(self, data: Encoded, method: str, timeout: float | None, deadline: float | None) -> None:
         """Send a request whose body is in one piece."""
         wire = self._wire(method, timeout, deadline)
@@ -133,11 +128,23 @@ class Rider:
                 raise
             raise _translated(error) from error
 
+    def begin(self, method: str) -> StreamWire:
+        """Return what a request of its own way goes out with."""
+        return self._wire(method, None, None)
+
     def _wire(self, method: str, timeout: float | None, deadline: float | None) -> StreamWire:
+        if self.wire is not None:  # the seat is the next one's
+            self.wire.seated = False
+            self.wire.close()
         wire = self.wire = StreamWire(self.carrier, method)
         wire.timeout = timeout
         wire.deadline = deadline
         return wire
+
+    @property
+    def begun(self) -> bool:
+        """Say whether a request has been begun: of its body something may have been read."""
+        return self.wire is not None and self.wire.stream is not None
 
     def unanswered(self, method: str, error: Exception) -> bool:
         """Say whether the request that failed may be sent again."""
