@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import zlib
 from collections.abc import Iterator
 
 import hypothesis  # noqa: F401 - its plugins look at who refers to what, before the freeze below
@@ -12,6 +13,22 @@ from support.ledgers import disagreements
 
 for _name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # with requests they would go before a test's own certificates
     os.environ.pop(_name, None)
+
+
+FULL = os.environ.get("FEWPORTS_FULL") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have each test that runs on threads and on three loops run on threads and on one of these, if not on all."""
+    loops = "asyncio", "uvloop", "trio"
+
+    def stays(item: pytest.Item) -> bool:
+        parameters = getattr(item, "callspec", None)
+        way = parameters.params.get("each_way", "threads") if parameters else "threads"
+        name = item.name.replace(way, "")
+        return FULL or way == "threads" or way == loops[zlib.crc32(name.encode()) % len(loops)]
+
+    items[:] = filter(stays, items)
 
 
 def pytest_collection_finish() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from support.sampler import client_rows
-from support.servers import HttpServer, Listening
+from support.servers import H2Server, HttpServer, Listening
 
 import fewports
 
@@ -27,13 +27,17 @@ BODY = {"message": "hello", "items": [1, 2, 3]}  # what HttpServer replies to /
 class Door(Listening):
     """One port of a server that runs for the whole test process; stats() counts from now on."""
 
-    def __init__(self, server: HttpServer, addresses: list[tuple[str, int]]) -> None:
+    def __init__(self, server: HttpServer | H2Server, addresses: list[tuple[str, int]]) -> None:
         self.scheme, self.ca_path, self.addresses = server.scheme, server.ca_path, addresses
+        self.http2 = isinstance(server, H2Server)
         self._server, self._before = server, server.stats()
 
     def stats(self) -> dict[str, Any]:
         now, before = self._server.stats(), self._before
-        counted = {name: now[name] - before[name] for name in ("accepted", "requests", "killed")}
+        counted = {name: now[name] - before[name] for name in ("accepted", "requests")}
+        if self.http2:
+            return counted
+        counted["killed"] = now["killed"] - before["killed"]
         return {**counted, "sources": dict(Counter(now["sources"]) - Counter(before["sources"]))}
 
 
@@ -50,6 +54,24 @@ def fresh_server(ports: int = 1, **options: Any) -> Iterator[Door]:
         if not client_rows(address[1]):
             chosen.append(address)
     yield Door(server, chosen)
+
+
+@contextlib.contextmanager
+def fresh_h2(*, tls: bool) -> Iterator[Door]:
+    """Give a server of HTTP/2, and a port of it to which no connection is left, in TIME_WAIT or not."""
+    left = _running_h2(tls).addresses
+    free = next((address for address in left if not client_rows(address[1])), None)
+    if free is None:
+        _running_h2.cache_clear()
+        free = _running_h2(tls).addresses[0]
+    yield Door(_running_h2(tls), [free])
+
+
+@functools.cache
+def _running_h2(tls: bool) -> H2Server:
+    server = H2Server(tls=tls, ports=30).__enter__()
+    atexit.register(server.__exit__, None, None, None)
+    return server
 
 
 @functools.cache

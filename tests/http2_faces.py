@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import urllib3
+from bridged import BridgedManager, portal
 from faces import counts, until
 from support.programs import Nghttpd, Nginx
 from support.sampler import client_rows
@@ -27,8 +29,27 @@ Where = Listening | Scripted
 Script = Callable[[H2Peer], None]
 
 
+way = "threads"  # or the loop in which clients run; see the fixture
+
+
+@pytest.fixture(params=["threads", "asyncio", "uvloop", "trio"])
+def each_way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test on threads and on each loop."""
+    global way
+    way = request.param
+    if way != "threads":
+        portal(way)  # its thread is none that a client leaves
+    yield way
+    way = "threads"
+
+
+def manager(**options: Any) -> Any:
+    """Return a manager for the way that the test runs."""
+    return fewports.PoolManager(**options) if way == "threads" else BridgedManager(way, **options)
+
+
 class Client:
-    """A PoolManager with a ledger of its own, and where its requests go."""
+    """A manager with a ledger of its own, and where its requests go."""
 
     def __init__(self, server: Where, **options: Any) -> None:
         self.server = server
@@ -41,7 +62,7 @@ class Client:
         options.setdefault("timeout", urllib3.Timeout(connect=PATIENT, read=PATIENT))
         if tls:
             options.setdefault("ca_certs", server.ca_path)  # type: ignore[union-attr]
-        self.http = fewports.PoolManager(ledger=self.book, **options)
+        self.http = manager(ledger=self.book, **options)
 
     def get(self, path: str = "/hello", **options: Any) -> Any:
         return self.request("GET", path, **options)

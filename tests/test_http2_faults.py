@@ -15,7 +15,7 @@ import pytest
 import requests
 import urllib3
 from faces import Aside, counts, fresh_server, until
-from http2_faces import PATIENT, SHORT, Client, Script, serving, talking
+from http2_faces import PATIENT, SHORT, Client, Script, each_way, manager, serving, talking
 from http2_peer import (
     CONTINUATION,
     END_HEADERS,
@@ -41,7 +41,11 @@ from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError, Timeo
 
 import fewports
 import fewports.requests
+from fewports.aio import http2 as aio_http2
 from fewports.sync import shared
+
+__all__ = ["each_way"]
+pytestmark = pytest.mark.usefixtures("each_way")
 
 PROTOCOL, INTERNAL, FLOW, CLOSED, SIZE, REFUSED, CANCEL, COMPRESSION, CALM = 1, 2, 3, 5, 6, 7, 8, 9, 11
 FLOOD = 30_000  # frames; the client gives up long before
@@ -317,9 +321,9 @@ def test_a_fault_ends_all_on_the_connection_and_no_other(case: str) -> None:
         other.clear()
 
 
-def fewports_manager(made: Client) -> urllib3.PoolManager:
+def fewports_manager(made: Client) -> Any:
     """Return a manager for HTTP/1.1 that shares the ledger of *made*."""
-    return type(made.http)(ledger=made.book, http2=False)
+    return manager(ledger=made.book, http2=False)
 
 
 def header_bomb(peer: H2Peer, stream: int) -> None:
@@ -631,8 +635,9 @@ def test_a_connection_that_is_dead_is_left(monkeypatch: pytest.MonkeyPatch) -> N
 
     Those who wait have each less patience than the connection has with its peer.
     """
-    monkeypatch.setattr(shared, "QUIET", 0.5)
-    monkeypatch.setattr(shared, "ANSWER", 0.5)
+    for module in (shared, aio_http2):
+        monkeypatch.setattr(module, "QUIET", 0.5)
+        monkeypatch.setattr(module, "ANSWER", 0.5)
 
     def silent(peer: H2Peer) -> None:
         peer.greet()

@@ -13,7 +13,7 @@ import pytest
 import requests
 import urllib3
 from faces import BODY, Aside, counts, fresh_server, until
-from http2_faces import PATIENT, client, open_rows, serving, talking
+from http2_faces import PATIENT, client, each_way, open_rows, serving, talking
 from support.http_server import HELLO
 from support.ns import in_namespace
 from support.programs import Nginx
@@ -24,6 +24,9 @@ from urllib3.exceptions import HTTPError
 import fewports
 import fewports.requests
 from fewports.urllib3 import PoolManager, proxy_from_url
+
+__all__ = ["each_way"]
+on_each_way = pytest.mark.usefixtures("each_way")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,7 @@ def http2_only() -> Iterator[H2Server]:
         yield running
 
 
+@on_each_way
 @pytest.mark.parametrize(("http2", "version"), [("auto", 20), (True, 20), (False, 11)])
 def test_a_server_that_offers_both(both: Nginx, http2: Any, version: int) -> None:
     """HTTP/2 is taken where it is offered, unless http2=False."""
@@ -62,6 +66,7 @@ def test_http2_is_the_default(both: Nginx) -> None:
         assert session.get(both.url).raw.version == 11
 
 
+@on_each_way
 @pytest.mark.parametrize("http2", ["auto", False])
 def test_plain_text_is_http_1_1(http2: Any) -> None:
     """Without TLS nothing but http2=True speaks HTTP/2."""
@@ -76,6 +81,7 @@ def test_other_values_are_refused(http2: Any) -> None:
         fewports.PoolManager(http2=http2)
 
 
+@on_each_way
 def test_a_server_without_http2_is_remembered() -> None:
     """Against a server of HTTP/1.1 "auto" is what it was before: a connection for each thread, reused, none to try."""
     with fresh_server(tls=True) as server, client(server, maxsize=8) as made:
@@ -94,6 +100,7 @@ def test_a_server_without_http2_is_remembered() -> None:
         assert made.counts == (0, 8, 0)
 
 
+@on_each_way
 def test_a_cold_server_without_http2() -> None:
     """Eight threads at once where nobody has been before are soon on eight connections of HTTP/1.1."""
     with fresh_server(tls=True) as server, client(server, maxsize=8) as made:
@@ -103,6 +110,7 @@ def test_a_cold_server_without_http2() -> None:
         assert server.stats()["accepted"] <= 9
 
 
+@on_each_way
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 def test_http2_that_is_demanded_and_not_there(tls: bool) -> None:
     """http2=True never falls back: an error that says so, and no port in use."""
@@ -113,6 +121,7 @@ def test_http2_that_is_demanded_and_not_there(tls: bool) -> None:
         assert made.counts[:2] == (0, 0)
 
 
+@on_each_way
 def test_a_server_that_offers_only_http2(http2_only: H2Server) -> None:
     """Where the server takes nothing but h2, "auto" and True work."""
     for http2 in ("auto", True):
@@ -120,6 +129,7 @@ def test_a_server_that_offers_only_http2(http2_only: H2Server) -> None:
             assert made.get().version == 20
 
 
+@on_each_way
 @pytest.mark.parametrize("alpn", [None, "http/1.1"])
 def test_what_the_server_says_by_alpn_counts(alpn: str | None) -> None:
     """A server that picks http/1.1, or nothing, is not spoken to in HTTP/2."""
@@ -135,6 +145,7 @@ def test_what_the_server_says_by_alpn_counts(alpn: str | None) -> None:
         assert (response.version, response.data) == (11, b"old")
 
 
+@on_each_way
 def test_an_own_context_offers_http2(both: Nginx) -> None:
     """A context of the caller's is good for HTTP/2; what it says about verification counts."""
     context = ssl.create_default_context(cafile=both.ca_path)
@@ -173,6 +184,7 @@ def test_two_managers_share_nothing(both: Nginx) -> None:
         http.clear()
 
 
+@on_each_way
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 def test_redirects_between_protocols(both: Nginx, tls: bool) -> None:
     """A redirect leads from HTTP/1.1 to HTTP/2 and is followed; both connections are kept."""
@@ -285,6 +297,7 @@ def test_the_one_who_dials_fails_alone() -> None:
         sock.close()
 
 
+@on_each_way
 def test_prior_knowledge() -> None:
     """http2=True speaks HTTP/2 over plain TCP from the first byte, many threads on one port."""
     with talking(serving) as made:

@@ -9,12 +9,15 @@ from collections import Counter
 
 import pytest
 from faces import Aside, until
-from http2_faces import PATIENT, Client, client, serving, talking
+from http2_faces import PATIENT, Client, client, each_way, serving, talking
 from http2_peer import data, goaway, head, rst
 from support.programs import Nginx
 from support.scripted_h2 import Asked, H2Peer
 from support.servers import H2Server
 from urllib3.exceptions import HTTPError
+
+__all__ = ["each_way"]
+pytestmark = pytest.mark.usefixtures("each_way")
 
 REFUSED, CALM = 7, 11
 MANY = 50  # requests that are under way when the server leaves

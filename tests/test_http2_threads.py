@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import urllib3
 from faces import Aside, counts, until
-from http2_faces import PATIENT, client, open_rows
+from http2_faces import PATIENT, client, each_way, open_rows
 from support.http_server import HELLO
 from support.programs import BIG, Nginx
 from support.sampler import KernelSampler
@@ -26,6 +26,8 @@ import fewports
 import fewports.requests
 from fewports.events import ConnectionRetired
 
+__all__ = ["each_way"]
+on_each_way = pytest.mark.usefixtures("each_way")
 FULL = os.environ.get("FEWPORTS_FULL") == "1"
 THREADS, REQUESTS = (500, 20) if FULL else (500, 4)
 
@@ -75,6 +77,7 @@ def test_five_hundred_threads(streams: int, budget: int | None, ports: int) -> N
         assert until(lambda: not open_rows(server.port))
 
 
+@on_each_way
 def test_a_cold_origin_takes_one_port(slow: H2Server) -> None:
     """Sixteen threads that start together where nobody has been before dial once."""
     start = threading.Barrier(16)
@@ -90,6 +93,7 @@ def test_a_cold_origin_takes_one_port(slow: H2Server) -> None:
     assert kernel.peak == 1
 
 
+@on_each_way
 def test_streams_that_run_out_take_a_second_port() -> None:
     """With 10 streams a connection, 25 requests at once take three ports, and give no error."""
     with H2Server(tls=True, streams=10) as server, client(server) as made:
@@ -100,6 +104,7 @@ def test_streams_that_run_out_take_a_second_port() -> None:
         assert server.stats()["most_streams"] == 10
 
 
+@on_each_way
 def test_streams_that_run_out_within_a_budget() -> None:
     """With 10 streams and a budget of one port, 30 requests take turns: three times as long, one port, no error."""
     with H2Server(tls=True, streams=10) as server, client(server, budget=1) as made:
@@ -112,6 +117,7 @@ def test_streams_that_run_out_within_a_budget() -> None:
         assert server.stats()["most_running"] == 10
 
 
+@on_each_way
 def test_whoever_waits_for_a_stream_is_served_in_order() -> None:
     """With one stream in all, those who came first are served first."""
     with H2Server(tls=True, streams=1) as server, client(server, budget=1) as made:
@@ -127,6 +133,7 @@ def test_whoever_waits_for_a_stream_is_served_in_order() -> None:
         assert list(server.stats()["processed"]) == list(map(str, range(6)))
 
 
+@on_each_way
 def test_a_wait_for_a_stream_ends_in_time() -> None:
     """A budget's wait counts for streams as for ports: then BudgetExhausted, and the place in line is given back."""
     budget = fewports.Budget(1, wait=0.2)
@@ -143,6 +150,7 @@ def test_a_wait_for_a_stream_ends_in_time() -> None:
         assert server.stats()["accepted"] == 1
 
 
+@on_each_way
 def test_a_caller_that_stops_reading_slows_nobody(nginx: Nginx) -> None:
     """Eight large responses that nobody reads leave the connection to others: small ones and a whole download."""
     with client(nginx) as made:
@@ -159,6 +167,7 @@ def test_a_caller_that_stops_reading_slows_nobody(nginx: Nginx) -> None:
         assert until(lambda: made.counts == (0, 1, 0))
 
 
+@on_each_way
 def test_a_slow_reader_gets_all_of_it(nginx: Nginx) -> None:
     """A response that is read late and in small pieces arrives whole, while others come and go."""
     with client(nginx) as made:
@@ -172,6 +181,7 @@ def test_a_slow_reader_gets_all_of_it(nginx: Nginx) -> None:
         assert made.opened == 1
 
 
+@on_each_way
 def test_downloads_share_fairly(nginx: Nginx) -> None:
     """Eight downloads that begin together: when the first of them is whole, each of the others has half at least."""
     size = 40_000_000
@@ -199,6 +209,7 @@ def test_a_whole_download(nginx: Nginx) -> None:
         assert len(made.get("/big").data) == BIG
 
 
+@on_each_way
 def test_small_requests_beside_a_download(nginx: Nginx) -> None:
     """A download by one thread, as fast as it goes, leaves small requests of another quick."""
     with client(nginx) as made:
@@ -251,6 +262,7 @@ def test_keyboard_interrupt_in_a_waiting_caller(slow: H2Server, leader: bool) ->
         assert until(lambda: made.counts == (0, 1, 0))
 
 
+@on_each_way
 def test_leaving_tells_the_server(slow: H2Server) -> None:
     """A response that is left unread, in whatever way, resets its stream with CANCEL and nothing else."""
     with client(slow) as made:
@@ -281,6 +293,7 @@ def test_a_whole_response_needs_no_reset(slow: H2Server) -> None:
         assert slow.stats()["flaws"] == []
 
 
+@on_each_way
 def test_a_crowd_with_time_outs(slow: H2Server) -> None:
     """Forty threads of which every other gives up early: the connection lives, and every stream comes back."""
     with client(slow, budget=1) as made:
@@ -303,6 +316,7 @@ def test_a_crowd_with_time_outs(slow: H2Server) -> None:
         assert slow.stats()["flaws"] == []
 
 
+@on_each_way
 def test_a_crowd_that_leaves_early(slow: H2Server) -> None:
     """Streams that are left in mid-body by many threads at once leave the connection whole, and its windows open."""
     with client(slow, budget=1) as made:
@@ -319,6 +333,7 @@ def test_a_crowd_that_leaves_early(slow: H2Server) -> None:
         assert slow.stats()["accepted"] == 1
 
 
+@on_each_way
 def test_every_caller_gets_its_own_response(slow: H2Server) -> None:
     """A thousand uploads by 20 threads, each of another size and content, come back to whom they belong."""
     with client(slow) as made, ThreadPoolExecutor(20) as threads:
@@ -331,6 +346,7 @@ def test_every_caller_gets_its_own_response(slow: H2Server) -> None:
         assert slow.stats()["flaws"] == []
 
 
+@on_each_way
 def test_a_pool_that_is_cleared_while_requests_run(slow: H2Server) -> None:
     """clear() lets those under way finish; the connection ends with the last of them."""
     with client(slow) as made:
@@ -343,6 +359,7 @@ def test_a_pool_that_is_cleared_while_requests_run(slow: H2Server) -> None:
         assert made.get("/hello").status == 200
 
 
+@on_each_way
 def test_an_idle_connection_gives_way() -> None:
     """A quiet HTTP/2 connection gives its port to whoever needs one within the budget, without TIME_WAIT."""
     book = fewports.Ledger(fewports.Budget(1, wait=3))
@@ -356,6 +373,7 @@ def test_an_idle_connection_gives_way() -> None:
         other.clear()
 
 
+@on_each_way
 def test_an_idle_connection_expires(slow: H2Server) -> None:
     """idle_limit retires a quiet connection as any other: it is not used again, and the server may close it first."""
     with client(slow, idle_limit=0.2) as made:
@@ -367,6 +385,7 @@ def test_an_idle_connection_expires(slow: H2Server) -> None:
         assert made.opened == 2
 
 
+@on_each_way
 def test_max_age_lets_requests_finish(slow: H2Server) -> None:
     """A connection past its age takes nothing new; what runs on it is finished."""
     with client(slow, max_age=0.3) as made:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
@@ -41,12 +42,13 @@ class Server:
         self,
         *,
         addresses: list[str],
+        ports: int,
         tls: tuple[str, str] | None,
         streams: int,
         window: int,
         requests: int | None,
     ) -> None:
-        self._addresses, self._tls = addresses, tls
+        self._addresses, self._ports, self._tls = addresses, ports, tls
         self.streams, self.window, self.limit = streams, window, requests
         self._servers: list[asyncio.Server] = []
         self.accepted = self.open = self.requests = self.running = self.most_running = self.most_streams = 0
@@ -65,7 +67,7 @@ class Server:
             context.load_cert_chain(*self._tls)
             context.set_alpn_protocols(["h2"])
         loop = asyncio.get_running_loop()
-        listeners = listen(self._addresses)
+        listeners = listen(self._addresses, self._ports)
         for listener in listeners:
             server = await loop.create_server(lambda: Connection(self), sock=listener, ssl=context, backlog=8192)
             self._servers.append(server)
@@ -94,6 +96,8 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=AHEAD)
+        # asyncio does so by itself where the listener was made with IPPROTO_TCP. A head and its body are two writes.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.client = transport.get_extra_info("peername")[:2]
         self.server.accepted += 1
         self.server.open += 1

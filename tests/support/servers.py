@@ -159,8 +159,8 @@ class HttpServer(Served):
 class H2Server(Served):
     """The HTTP/2 server of h2_server.py; its paths are listed there and in http_server.py.
 
-    It allows *streams* at once on each connection, with windows of *window* bytes for each, and announces the end of
-    a connection that has *requests*.
+    It listens on *ports* ports, allows *streams* at once on each connection, with windows of *window* bytes for each,
+    and announces the end of a connection that has had *requests*.
     stats(): accepted, open, requests, running and most_running (being answered, at once), most_streams (on one
     connection), processed and received (by x-id: how often, and how many bytes of body each time), resets and
     goodbyes (codes that clients sent), clients (ports of connections, in order), flaws (what h2 did not like).
@@ -169,6 +169,7 @@ class H2Server(Served):
     def __init__(
         self,
         *addresses: str,
+        ports: int = 1,
         tls: bool = False,
         streams: int = 128,
         window: int = 1 << 20,
@@ -180,6 +181,7 @@ class H2Server(Served):
             "h2_server:Server",
             {
                 "addresses": addresses,
+                "ports": ports,
                 "tls": keys and (keys.chain, keys.key),
                 "streams": streams,
                 "window": window,

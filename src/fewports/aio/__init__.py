@@ -20,6 +20,7 @@ from .errors import (
     ExchangeError,
     LoopChanged,
     NotConnected,
+    NotOffered,
     NotResolved,
     PlaceTimedOut,
     SocksRefused,
@@ -29,8 +30,10 @@ from .errors import (
     TunnelRefused,
 )
 from .exchange import Exchange
-from .pool import OriginPool, Route, Tunnel
+from .http2 import SharedConnection
+from .pool import OriginPool, Pooled
 from .request import Body, Fields, Request, Times
+from .route import Route, Tunnel
 from .seam import Loop, Tls, here
 from .socks import Socks
 
@@ -43,11 +46,14 @@ __all__ = [
     "Loop",
     "LoopChanged",
     "NotConnected",
+    "NotOffered",
     "NotResolved",
     "OriginPool",
     "PlaceTimedOut",
+    "Pooled",
     "Request",
     "Route",
+    "SharedConnection",
     "Socks",
     "SocksRefused",
     "Stage",

@@ -11,7 +11,7 @@ import contextlib
 import select
 import ssl
 from asyncio import AbstractEventLoop, Future, TimerHandle, _get_running_loop
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from math import inf
 from time import monotonic
 from typing import Any
@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from ..events import CloseReason
 from ..gated import GatedSocket, entrust
-from .seam import RECEIVE, Receiver, Tls
+from .seam import RECEIVE, Receiver, Sharer, Tls
 
 SLACK = 0.001  # seconds by which a timer of the loop may be early
 
@@ -31,6 +31,7 @@ class AsyncioLoop:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
         # These read as soon as they have asked where to, and what came is copied out at once: one buffer does for all
         # connections. Another loop, as that of Windows, may read into several at a time.
         self.direct = isinstance(loop, asyncio.SelectorEventLoop)
@@ -43,6 +44,12 @@ class AsyncioLoop:
 
     def alarm(self) -> AsyncioAlarm:
         return AsyncioAlarm(self.loop)
+
+    def pause(self) -> Future[None]:
+        return self.loop.create_future()
+
+    def soon(self, work: Callable[[], object]) -> None:
+        self.loop.call_soon(work)
 
     def buffer(self, size: int = RECEIVE) -> memoryview:
         """Return memory to read into, *size* bytes at least."""
@@ -80,6 +87,12 @@ class AsyncioLoop:
         except RuntimeError:  # it is closed
             return False
         return True
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+        task = self.loop.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task.cancel
 
     async def keep(self, receiver: Receiver) -> None:
         for loop in [loop for loop in _keepers if loop.is_closed()]:
@@ -136,8 +149,8 @@ class AsyncioLink(asyncio.BufferedProtocol):
     """See Link."""
 
     __slots__ = (
-        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_poll", "_timer", "_transport"),
-        *("closed", "deadline", "loop", "lost", "patience", "receiver", "session", "sock"),
+        *("_buffer", "_due", "_future", "_held", "_lower", "_paused", "_poll", "_sharer", "_timer"),
+        *("_transport", "closed", "deadline", "loop", "lost", "patience", "receiver", "session", "sock"),
     )
 
     def __init__(self, loop: AsyncioLoop, sock: GatedSocket, receiver: Receiver) -> None:
@@ -151,6 +164,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
         self.closed = self.lost = False
         self._held = self._paused = False
         self._future: Future[None] | None = None
+        self._sharer: Sharer | None = None
         self._timer: TimerHandle | None = None
         self._due = inf
         self._poll: select.poll | None = None
@@ -197,7 +211,9 @@ class AsyncioLink(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._future is not None:
+        if self._sharer is not None:
+            self._sharer.drained()
+        elif self._future is not None:
             _ring(self._future)
 
     # What a connection calls.
@@ -256,10 +272,24 @@ class AsyncioLink(asyncio.BufferedProtocol):
 
     async def secure(self, tls: Tls) -> None:
         loop = self.loop.loop
-        upper = await loop.start_tls(self._transport, self, tls.context, server_hostname=tls.hostname)
+        upper = await loop.start_tls(self._transport, self, tls.prepare(), server_hostname=tls.hostname)
         assert upper is not None
         self._transport = upper
         self.session = upper.get_extra_info("ssl_object")
+
+    def share(self, sharer: Sharer) -> None:
+        self.receiver = self._sharer = sharer
+        self.patience = self.deadline = None
+        self._future = None
+        self._due = inf
+
+    def remind(self, when: float) -> None:
+        if when < self._due and not self.closed:
+            self._due = when
+            if self._timer is None or self._timer.when() > when + SLACK:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._arm(when)
 
     def close(self, reason: CloseReason) -> None:
         if self.closed:
@@ -300,12 +330,15 @@ class AsyncioLink(asyncio.BufferedProtocol):
 
     def _on_time(self) -> None:
         self._timer = None
-        future = self._future
-        if future is None or future.done() or self._due == inf:
+        future, sharer = self._future, self._sharer
+        if self._due == inf or (sharer is None and (future is None or future.done())):
             return
         if self._due > monotonic() + SLACK:
             self._arm(self._due)
-        else:
+        elif sharer is not None:
+            self._due = inf
+            sharer.rang()
+        elif future is not None:
             future.set_exception(TimeoutError("timed out"))
 
     def _last_words(self) -> None:

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable
 from math import inf
 from time import monotonic
+from typing import Any
 
 from .. import http1
 from ..events import CloseReason
@@ -27,7 +27,7 @@ from ..pool import Pool, kept_until
 from ..sync.timer import timer
 from .errors import Disconnected, Stage, TimedOut
 from .exchange import Exchange
-from .request import Body, Fields, Presets, Request, Times
+from .request import Body, Fields, Presets, Request, Times, each
 from .seam import Link
 
 TOGETHER = 16384  # bytes of body that go out with the head in one call: one TLS record
@@ -49,8 +49,9 @@ class Connection:
     link: Link
     shared = spent = False  # it is of one exchange at a time
     capacity = 1
+    stream_id = None
 
-    def __init__(self, home: Pool[Connection], presets: Presets, lease: Lease | None) -> None:
+    def __init__(self, home: Pool[Any], presets: Presets, lease: Lease | None) -> None:
         self.home = home
         self.lease = lease
         self._presets = presets
@@ -356,19 +357,8 @@ class Connection:
     async def _stream(self, body: Body, chunked: bool, fields: Fields) -> bool:
         """Send *body* piece by piece; say whether all of it went out."""
         self._streamed = 0
-        if isinstance(body, AsyncIterable):
-            pieces = aiter(body)
-            try:
-                async for piece in pieces:
-                    if not await self._portion(piece, chunked):
-                        return False
-            finally:
-                if isinstance(pieces, AsyncGenerator):
-                    await pieces.aclose()  # it was begun here; trio warns of those that nobody ends
-        else:
-            for piece in (body,) if isinstance(body, bytes) else body:
-                if not await self._portion(piece, chunked):
-                    return False
+        if not await each(body, self._put_chunk if chunked else self._put_piece):
+            return False
         if chunked:
             return await self._put(LAST_CHUNK)
         announced = next(int(value) for name, value in fields if _text(name).lower() == "content-length")
@@ -376,11 +366,12 @@ class Connection:
             raise LocalProtocolError(f"the body has {self._streamed} bytes, and Content-Length says {announced}")
         return True
 
-    async def _portion(self, piece: bytes, chunked: bool) -> bool:
-        if not piece:
-            return True
+    async def _put_piece(self, piece: bytes) -> bool:
         self._streamed += len(piece)
-        return await self._put(b"%b%b\r\n" % (http1.chunk_head(len(piece)), piece) if chunked else piece)
+        return not piece or await self._put(piece)
+
+    async def _put_chunk(self, piece: bytes) -> bool:
+        return not piece or await self._put(b"%b%b\r\n" % (http1.chunk_head(len(piece)), piece))
 
 
 def _text(name: str | bytes) -> str:

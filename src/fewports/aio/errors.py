@@ -32,6 +32,13 @@ class TlsFailed(ExchangeError):
     """The TLS handshake failed, or the certificate is not the one that was asked for."""
 
 
+class NotOffered(ExchangeError):
+    """The server does not speak HTTP/2, and nothing else was to be spoken."""
+
+    def __str__(self) -> str:
+        return "The server does not offer HTTP/2, and http2=True takes nothing else."
+
+
 class TunnelRefused(ExchangeError):
     """The proxy made no tunnel; ``status`` and ``reason`` are its answer."""
 

@@ -9,6 +9,7 @@ from ..events import CloseReason
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .ride import Ride
 
 
 class Exchange:
@@ -17,19 +18,20 @@ class Exchange:
     The connection is given back at the end of the body, or by release(), which everybody calls in the end.
     """
 
-    __slots__ = ("_connection", "body", "chunked", "encoded", "head", "length")
+    __slots__ = ("_connection", "body", "chunked", "encoded", "head", "length", "stream_id")
 
-    def __init__(self, connection: Connection, head: http1.Head, body: bytes | None) -> None:
+    def __init__(self, connection: Connection | Ride, head: http1.Head, body: bytes | None) -> None:
         reader = connection.reader
         self.head = head
         self.body = body
         self.length = reader.length  # of the whole body, None where it is not known
         self.chunked = reader.chunked
         self.encoded = reader.encoded  # there is a Content-Encoding
+        self.stream_id = connection.stream_id  # None where the protocol has no streams
         self._connection = connection if body is None else None
 
     @property
-    def connection(self) -> Connection | None:
+    def connection(self) -> Connection | Ride | None:
         """The connection, while it is in use."""
         return self._connection
 

@@ -1,6 +1,9 @@
 """The connections to one origin, and who gets which: the same decisions as for threads, waited for in a task.
 
-A connection belongs to the loop that made it, and so does a pool.
+A connection belongs to the loop that made it, and so does a pool. While it is not known whether the peer speaks HTTP/2,
+or known that it does, one connection is opened at a time, and the others wait for what comes of it.
+
+Long, because each step on the way to a connection has to give back what those before it took.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import socket
 import ssl
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
@@ -17,13 +20,14 @@ import anyio
 import anyio.to_thread
 
 from ..address import Destination, Origin
-from ..dial import To
 from ..dialing import Limits as DialLimits
 from ..events import CloseReason
-from ..gated import GatedSocket, SocketOption
-from ..http1 import Field, RemoteProtocolError
+from ..gated import GatedSocket
+from ..http1 import RemoteProtocolError
+from ..http2 import ConnectionFailed
+from ..http2.waiting import REPEATS
 from ..ledger.account import Waiter
-from ..pool import Limits, Place, Pool, PoolClosed
+from ..pool import ALONE, PLACE, Ending, Limits, Place, Pool, PoolClosed
 from ..sync.dial import literal, resolve
 from ..sync.timer import timer
 from .connection import Connection
@@ -33,6 +37,7 @@ from .errors import (
     ExchangeError,
     LoopChanged,
     NotConnected,
+    NotOffered,
     NotResolved,
     PlaceTimedOut,
     Stage,
@@ -41,36 +46,25 @@ from .errors import (
     TunnelRefused,
 )
 from .exchange import Exchange
-from .request import Presets, Request, Times
-from .seam import Loop, Tls
+from .http2 import SharedConnection
+from .opening import Opening
+from .prelude import Prelude
+from .request import FieldSets, Presets, Request, Times
+from .ride import Ride
+from .route import H2, OFFERS, Route, Tunnel
+from .seam import Link, Loop, Tls
 from .socks import Socks, shake
 
 _FOREVER = Times()
 
-
-class Tunnel(NamedTuple):
-    """How a proxy is asked for a connection to *authority* (host:port), with CONNECT and *fields*."""
-
-    authority: str
-    fields: tuple[Field, ...]
-    tls: Tls | None = None  # towards the proxy, which is what is dialled
-
-
-class Route(NamedTuple):
-    """How the origin is reached: *to* dials it, or the proxy; *tls* is with whom the requests are for."""
-
-    to: To
-    tls: Tls | None = None
-    tunnel: Tunnel | Socks | None = None
-    options: Sequence[SocketOption] = ()
-    family: socket.AddressFamily | int = socket.AF_UNSPEC
+Pooled = Connection | SharedConnection
 
 
 class OriginPool:
     """Make exchanges with one origin, in one loop.
 
-    Connections are exclusive: one exchange at a time. ``_furnish`` is where another kind would come from, by what
-    the session says of ALPN; it is asked for exchange(), alive(), clean, give_back(), settle(), discard() and end().
+    A connection of HTTP/1.1 is of one exchange at a time. Of HTTP/2 each exchange has a Ride, which has a seat on a
+    connection that is shared; it is asked for exchange(), clean, give_back() and discard() as the other is.
     """
 
     kind: type[Connection] = Connection
@@ -78,8 +72,9 @@ class OriginPool:
     def __init__(self, loop: Loop, route: Route, limits: Limits) -> None:
         self.loop = loop
         self.route = route
-        self.home: Pool[Connection] = Pool(limits)
+        self.home: Pool[Pooled] = Pool(limits, merges=route.may_share)
         self._presets = Presets()
+        self._sets = FieldSets("http" if route.tls is None else "https")
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
 
     @property
@@ -96,6 +91,7 @@ class OriginPool:
         if not self.loop.here:
             raise LoopChanged("this client was used in another event loop: make one for each loop")
         method = request.method
+        repeats = 0
         while True:
             found, endings = self.home.take(monotonic())
             for other, reason in endings:
@@ -103,20 +99,24 @@ class OriginPool:
             if found is None:
                 endings = ()  # ten thousand may wait, and each would keep the list
                 found = await self._place(times)
+            connection: Connection | Ride
             if isinstance(found, Connection) and found.alive(method):
                 connection = found
+                connection.busy = True
+            elif isinstance(found, SharedConnection) and found.sound:
+                connection = Ride(found)
             else:
                 connection = await self._obtain(found, method, times)
-            connection.busy = True
             try:
                 exchange = await connection.exchange(request, times, whole)
             except BaseException as error:
                 if connection.clean and not connection.begun:  # what was asked for cannot be sent
                     connection.give_back()
                     raise
-                again = connection.unanswered(method, error) and _is_there(request, connection)
+                again = repeats < REPEATS and connection.unanswered(method, error) and _is_there(request, connection)
                 connection.discard(CloseReason.PEER_CLOSED if again else CloseReason.DONE)
                 if again:
+                    repeats += isinstance(connection, Ride)
                     continue
                 if isinstance(error, Exception) and (fault := connection.fault(error)) is not error:
                     raise fault from error
@@ -139,57 +139,143 @@ class OriginPool:
 
     # Below: what is not to be had at once.
 
-    async def _obtain(self, found: Connection | Place, method: str, times: Times) -> Connection:
+    async def _obtain(self, found: Pooled | Place, method: str, times: Times) -> Connection | Ride:
         """Wait for a connection to put in the place that is *found*, where that of the pool is at an end."""
         while True:
-            if isinstance(found, Connection):
-                if found.alive(method):
-                    return found
-                found.end(CloseReason.PEER_CLOSED)  # its place is ours
+            if (ready := await self._ready(found, method)) is not None:
+                return ready
             try:
-                outcome = await self._dial(times)
-                if isinstance(outcome, GatedSocket):
-                    return await self._furnish(outcome, times)
+                outcome = await self._open(found is ALONE, times)
+                if isinstance(outcome, Made):
+                    return outcome.connection
             except BaseException:
                 self.home.drop_place()
                 raise
             self.home.adopted()
             found = outcome
 
-    async def _place(self, times: Times) -> Connection | Place:
+    async def _ready(self, found: Pooled | Place, method: str) -> Connection | Ride | None:
+        """Return what a request can go out on; None for a place, or where only the place of a connection is left."""
+        if isinstance(found, Connection):
+            if found.alive(method):
+                found.busy = True
+                return found
+            found.end(CloseReason.PEER_CLOSED)
+        elif isinstance(found, SharedConnection):
+            try:
+                if await found.reassure():
+                    return Ride(found)
+            except BaseException:
+                self._return(found)
+                raise
+            _end_all(self.home.leave_seat(found, monotonic()))
+        return None
+
+    async def _open(self, alone: bool, times: Times) -> Made | Pooled:
+        """Open a connection, or take one over that came free first. If *alone*, others wait for what comes of it."""
+        ticket = None
+        if self.home.merges and not alone:
+            found, ticket = await self._way(times)
+            if not (found is None or isinstance(found, Place)):
+                return found
+            alone = found is ALONE
+        if alone:
+            return await self._open_for_all(times, ticket)
+        outcome = await self._dial(times, ticket)
+        return Made(await self._furnish(outcome, times, False)) if isinstance(outcome, GatedSocket) else outcome
+
+    async def _open_for_all(self, times: Times, ticket: int | None) -> Made | Pooled:
+        """Open a connection for which others wait as well.
+
+        It goes on for them when this is cancelled: if nobody had the time for it alone, it would never be there.
+        """
+
+        async def work() -> Made | Pooled:
+            try:
+                outcome = await self._dial(times, ticket)
+                if isinstance(outcome, GatedSocket):
+                    return Made(await self._furnish(outcome, times, True))
+            except BaseException:
+                self.home.not_opened(failed=True)
+                raise
+            self.home.not_opened(failed=False)
+            return outcome
+
+        def settle(outcome: Made | Pooled | None) -> None:
+            if isinstance(outcome, Made):
+                outcome.connection.give_back()
+                return
+            if outcome is not None:
+                self._return(outcome)
+            self.home.drop_place()
+
+        def leave() -> bool:
+            self.home.add_place()  # for the opening; who leaves gives back his own
+            return self.home.crowded
+
+        opening = Opening(self.loop, work, settle)
+        return await opening.result(leave, lambda: self.home.not_opened(failed=False))
+
+    async def _place(self, times: Times) -> Pooled | Place:
         """Wait until a connection, or the place for one, comes free."""
+        if self.home.limits.bound is None:
+            self.home.add_place()  # there are always more: what is waited for is a way
+            return PLACE
+        outcome, _ = await self._stand(times.pool, times, place=True)
+        if outcome is not None:
+            return outcome
+        raise PlaceTimedOut(f"all {self.home.limits.bound} connections of the pool to {self.origin} are in use")
+
+    async def _way(self, times: Times) -> tuple[Pooled | Place | None, int | None]:
+        """Wait for a connection that carries this request too; None: nobody opened one in time.
+
+        PLACE: open one, ALONE: and others wait for it. With it comes the place in line.
+        """
+        found, endings = self.home.retake(monotonic())
+        _end_all(endings)
+        if found is not None:
+            return found, None
+        waits = [
+            seconds for seconds in (self.route.to.ledger.budget.wait, times.connect, times.pool) if seconds is not None
+        ]
+        return await self._stand(min(waits), times, place=False)
+
+    async def _stand(
+        self, seconds: float | None, times: Times, *, place: bool
+    ) -> tuple[Pooled | Place | None, int | None]:
+        """Stand in line, for a *place* as well, or with one; return what was given, and the ticket."""
         alarm = self.loop.alarm()
         waiter = Waiter(alarm.wake)
-        outcome: object = None
         try:
             now = monotonic()
-            for other, reason in self.home.join(waiter, now, place=True):
-                other.end(reason)
+            _end_all(self.home.join(waiter, now, place=place, opens=True))
             if not waiter.decided:
-                await alarm.wait(times.within(times.pool, now))
+                await alarm.wait(times.within(seconds, now))
             outcome = waiter.leave()
         except BaseException:
-            self._return(waiter.leave())
+            self._return(waiter.leave(), place=place)
             raise
         finally:
             self.home.leave(waiter)
-        if isinstance(outcome, (Connection, Place)):
-            return outcome
+        if isinstance(outcome, (Connection, SharedConnection, Place)):
+            return outcome, waiter.ticket
         if self.home.closed:
             raise PoolClosed("the pool was closed while a request waited for a connection")
-        raise PlaceTimedOut(f"all {self.home.limits.bound} connections of the pool to {self.origin} are in use")
+        return None, None
 
-    def _return(self, outcome: object) -> None:
-        if isinstance(outcome, Connection):
-            for other, reason in self.home.give_back(outcome, monotonic()):
-                other.end(reason)
-        elif isinstance(outcome, Place):
+    def _return(self, outcome: object, *, place: bool = True) -> None:
+        """Give back what came too late, and the *place* that came with it."""
+        if outcome is ALONE:
+            self.home.not_opened(failed=False)
+        if isinstance(outcome, (Connection, SharedConnection)):
+            _end_all(self.home.give_back(outcome, monotonic()))
+        elif isinstance(outcome, Place) and place:
             self.home.drop_place()
 
-    async def _dial(self, times: Times) -> GatedSocket | Connection:
+    async def _dial(self, times: Times, ticket: int | None = None) -> GatedSocket | Pooled:
         """Dial, or take over a connection that comes free while this waits for a port."""
         to, now = self.route.to, monotonic()
-        limits = DialLimits(times.within(times.connect, now), times.within(times.pool, now))
+        limits = DialLimits(times.within(times.connect, now), times.within(times.pool, now), ticket)
         try:
             destinations = await self._resolve(times)
             return await dial(self.loop, to, destinations, limits, options=self.route.options, pool=self.home)
@@ -207,28 +293,66 @@ class OriginPool:
         with anyio.fail_after(times.within(times.connect, monotonic())):
             return await anyio.to_thread.run_sync(partial(resolve, *to, self.route.family), abandon_on_cancel=True)
 
-    async def _furnish(self, sock: GatedSocket, times: Times) -> Connection:
+    async def _furnish(self, sock: GatedSocket, times: Times, alone: bool) -> Connection | Ride:
         """Make a connection of a socket that was dialled: a tunnel first, if that is the way, and TLS."""
         route = self.route
         connection = self.kind(self.home, self._presets, sock.lease)
-        connection.link = link = self.loop.link(sock, connection)
+        prelude = Prelude()
+        connection.link = link = self.loop.link(sock, prelude)
         try:
             await link.open()
             await self.loop.keep(connection)
             if route.tunnel is not None:
                 if route.tunnel.tls is not None:
-                    await self._secure(connection, route.tunnel.tls, times)
+                    await self._secure(connection, route.tunnel.tls._replace(offer=OFFERS[False]), times)
                 if isinstance(route.tunnel, Socks):
                     await self._shake(connection, route.tunnel, times)
                 else:
                     await self._tunnel(connection, route.tunnel, times)
+                link.receiver = prelude
             if route.tls is not None:
-                await self._secure(connection, route.tls, times)
+                await self._secure(connection, route.tls._replace(offer=OFFERS[route.http2]), times)
+            if self._speaks_h2(link):
+                return await self._share(connection, prelude, times, alone)
+            if route.http2 is True:
+                raise NotOffered
+            prelude.pass_on(link, connection)
         except BaseException:
             connection.end(CloseReason.DONE)
             raise
         connection.expires = connection.aged = self.home.expiry(monotonic())
+        if alone:
+            self.home.opened(None, monotonic())
         return connection
+
+    def _speaks_h2(self, link: Link) -> bool:
+        if link.session is None or self.route.tls is None:
+            return self.route.http2 is True
+        return link.session.selected_alpn_protocol() == H2
+
+    async def _share(self, plain: Connection, prelude: Prelude, times: Times, alone: bool) -> Ride:
+        """Make a shared connection of what speaks HTTP/2, with a seat on it, and let others on."""
+        now = monotonic()
+        shared = SharedConnection(self.home, plain.link, plain.lease, self._sets)
+        shared.expires = shared.aged = self.home.expiry(now)
+        try:
+            await self.loop.keep(shared)
+            plain.link.share(shared)
+            prelude.pass_on(plain.link, shared)
+            await shared.greet(times.within(times.connect, now))
+        except BaseException as error:
+            shared.end(CloseReason.DONE)
+            if isinstance(error, TimeoutError):
+                raise TimedOut(Stage.CONNECT) from error
+            if isinstance(error, ConnectionFailed) and error.code is None:
+                raise Disconnected(False) from error
+            raise
+        if alone:
+            self.home.opened(shared, monotonic())
+        else:
+            self.home.introduce(shared, monotonic())
+        timer.watch_pool(self.home)
+        return Ride(shared)
 
     async def _secure(self, connection: Connection, tls: Tls, times: Times) -> None:
         link = connection.link
@@ -254,7 +378,6 @@ class OriginPool:
             raise TimedOut(Stage.CONNECT) from error
         except OSError as error:
             raise NotConnected(str(error)) from error
-        link.receiver = connection
         link.patience = link.deadline = None
 
     async def _tunnel(self, connection: Connection, tunnel: Tunnel, times: Times) -> None:
@@ -273,16 +396,26 @@ class OriginPool:
             raise TunnelRefused(head.status, head.reason)
         if asking.pending or asking.reader.excess:
             raise RemoteProtocolError("data before the TLS handshake", "the tunnel")
-        link.receiver = connection
         link.patience = link.deadline = None
 
 
-def _is_there(request: Request, connection: Connection) -> bool:
+class Made(NamedTuple):
+    """A connection that is new, and nobody else's."""
+
+    connection: Connection | Ride
+
+
+def _end_all(endings: Iterable[Ending[Pooled]]) -> None:
+    for connection, reason in endings:
+        connection.end(reason)
+
+
+def _is_there(request: Request, connection: Connection | Ride) -> bool:
     """Say whether the body of a request is still there to be sent again."""
     return request.body is None or isinstance(request.body, bytes) or not connection.begun
 
 
-def _abandon(home: Pool[Connection]) -> None:
+def _abandon(home: Pool[Pooled]) -> None:
     # As for threads: the garbage collector may call, and no lock may be taken.
     home.abandoned = True
     timer.kick()

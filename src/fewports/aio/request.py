@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from ..http1 import Field, Preset
+from ..http2.message import header_fields
 
 PRESETS, REMEMBERED = 64, 2048  # sets of fields that are remembered as bytes, and their size at most
 
@@ -50,3 +51,35 @@ class Presets(dict[Fields, Preset]):
                 self.clear()
             self[fields] = preset
         return preset
+
+
+class FieldSets(dict[Fields, Fields]):
+    """Sets of fields as HTTP/2 has them, for the requests to one origin."""
+
+    def __init__(self, scheme: str) -> None:
+        self.scheme = scheme
+
+    def __missing__(self, fields: Fields) -> Fields:
+        found = header_fields(fields)
+        if len(self) >= PRESETS:
+            self.clear()
+        self[fields] = found
+        return found
+
+
+async def each(body: Body, put: Callable[[bytes], Awaitable[bool]]) -> bool:
+    """Have *put* take the pieces of *body* until it says False; say whether it took all."""
+    if isinstance(body, AsyncIterable):
+        pieces = aiter(body)
+        try:
+            async for piece in pieces:
+                if not await put(piece):
+                    return False
+        finally:
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()  # it was begun here; trio warns of those that nobody ends
+    else:
+        for piece in (body,) if isinstance(body, bytes) else body:
+            if not await put(piece):
+                return False
+    return True

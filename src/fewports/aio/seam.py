@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from ..events import CloseReason
 from ..gated import GatedSocket
@@ -18,11 +18,23 @@ RECEIVE = 65536  # bytes asked for at once; above 128 KiB malloc() maps pages an
 
 
 class Tls(NamedTuple):
-    """How to make a connection secure: *check* looks at what the handshake cannot, and raises CertificateError."""
+    """How to make a connection secure: *check* looks at what the handshake cannot, and raises CertificateError.
+
+    *offer* are the protocols that the peer may choose from (ALPN); the context's own if it is empty.
+    """
 
     context: ssl.SSLContext
     hostname: str | None
     check: Callable[[ssl.SSLObject], None] | None = None
+    offer: tuple[str, ...] = ()
+
+    def prepare(self) -> ssl.SSLContext:
+        """Return the context with the offer, for the handshake that begins."""
+        # The context may be the user's, and serve others as well: what they offer is theirs. asyncio begins a
+        # handshake one step later, and the offer of another may come in between; what was chosen is what is spoken.
+        if self.offer:
+            self.context.set_alpn_protocols(list(self.offer))
+        return self.context
 
 
 class Receiver(Protocol):
@@ -44,6 +56,28 @@ class Receiver(Protocol):
     def abandon(self) -> None:
         """Close: the loop ends."""
         ...
+
+
+class Sharer(Receiver, Protocol):
+    """Who is told what comes in on a link that many tasks use: they wait elsewhere."""
+
+    def rang(self) -> None:
+        """Learn that the time of remind() has come, or that of another before it."""
+        ...
+
+    def drained(self) -> None:
+        """Learn that there is room again after write() said False."""
+        ...
+
+
+class Pause(Protocol):
+    """Lets one task sleep until set_result(), which is called in its loop; a future, or what does for one."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: None, /) -> object: ...
+
+    def __await__(self) -> Generator[Any, Any, None]: ...
 
 
 class Link(Protocol):
@@ -105,6 +139,14 @@ class Link(Protocol):
         """Speak TLS from now on, within TLS if that is spoken already."""
         ...
 
+    def share(self, sharer: Sharer) -> None:
+        """Tell *sharer* what comes in, whoever waits or not, from now on; nobody calls wait() any more."""
+        ...
+
+    def remind(self, when: float) -> None:
+        """Have the sharer's rang() called at *when* (monotonic), or earlier if that was asked for before."""
+        ...
+
     def close(self, reason: CloseReason) -> None:
         """Close, from any thread. In the loop's own the port is given back before this returns, where that can be."""
         ...
@@ -128,6 +170,12 @@ class Loop(Protocol):
 
     def alarm(self) -> Alarm: ...
 
+    def pause(self) -> Pause: ...
+
+    def soon(self, work: Callable[[], object]) -> None:
+        """Have *work* done when the tasks that can go on now have had their turn; called in the loop."""
+        ...
+
     async def writable(self, sockets: Sequence[GatedSocket], until: float) -> list[GatedSocket]:
         """Wait until one of *sockets* is writable; return those that are, none if *until* (monotonic) came first."""
         ...
@@ -138,6 +186,10 @@ class Loop(Protocol):
 
     def call(self, work: Callable[[], object]) -> bool:
         """Have *work* done in the loop, from any thread or finalizer; False where that has ended."""
+        ...
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+        """Begin *work* in a task of its own, which raises nothing; return what cancels it."""
         ...
 
     async def keep(self, receiver: Receiver) -> None:

@@ -8,11 +8,13 @@ is used again.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import select
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from math import inf
 from time import monotonic
+from typing import Any
 from weakref import WeakSet
 
 import anyio
@@ -21,7 +23,9 @@ import trio
 
 from ..events import CloseReason
 from ..gated import GatedSocket
-from .seam import RECEIVE, Receiver, Tls
+from .seam import RECEIVE, Receiver, Sharer, Tls
+from .session import Session
+from .trio_sleep import TrioAlarm, TrioPause
 
 _receivers: trio.lowlevel.RunVar[WeakSet[Receiver] | None] = trio.lowlevel.RunVar("fewports receivers", None)
 
@@ -41,6 +45,12 @@ class TrioLoop:
 
     def alarm(self) -> TrioAlarm:
         return TrioAlarm(self)
+
+    def pause(self) -> TrioPause:
+        return TrioPause()
+
+    def soon(self, work: Callable[[], object]) -> None:
+        self.token.run_sync_soon(work)
 
     async def writable(self, sockets: Sequence[GatedSocket], until: float) -> list[GatedSocket]:
         with anyio.move_on_after(None if until == inf else max(0.0, until - monotonic())):
@@ -66,6 +76,16 @@ class TrioLoop:
             return False
         return True
 
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+        scope = trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await work()
+
+        trio.lowlevel.spawn_system_task(run, name="fewports opening", context=contextvars.copy_context())
+        return scope.cancel
+
     async def keep(self, receiver: Receiver) -> None:
         receivers = _receivers.get()
         if receivers is None:
@@ -78,37 +98,14 @@ class TrioLoop:
         await anyio.lowlevel.checkpoint()
 
 
-class TrioAlarm:
-    """See Alarm."""
-
-    __slots__ = ("_event", "_loop")
-
-    def __init__(self, loop: TrioLoop) -> None:
-        self._loop = loop
-        self._event = trio.Event()
-
-    def wake(self) -> None:
-        if self._loop.here:
-            self._event.set()
-        else:
-            with contextlib.suppress(trio.RunFinishedError):
-                self._loop.token.run_sync_soon(self._event.set)
-
-    async def wait(self, seconds: float | None) -> None:
-        if seconds is None or seconds == inf:
-            await self._event.wait()
-        else:
-            with trio.move_on_after(max(0.0, seconds)):
-                await self._event.wait()
-        if self._event.is_set():
-            self._event = trio.Event()
-
-
 class TrioLink:
-    """See Link. What comes is read by the task that waits for it, or that waits to send."""
+    """See Link. What comes is read by the task that waits for it, or that waits to send.
+
+    On a link that is shared a task of its own reads, and another sends what there was no room for.
+    """
 
     __slots__ = (
-        *("_held", "_poll", "_sessions", "_unsent", "_woken"),
+        *("_due", "_held", "_poll", "_scope", "_sessions", "_sharer", "_unsent", "_woken", "_writing"),
         *("closed", "deadline", "loop", "lost", "patience", "receiver", "session", "sock"),
     )
 
@@ -124,6 +121,10 @@ class TrioLink:
         self._unsent = bytearray()
         self._sessions: list[Session] = []  # of TLS, the outer one first
         self._poll: select.poll | None = None
+        self._sharer: Sharer | None = None
+        self._scope: trio.CancelScope | None = None  # of the wait of the task that reads
+        self._due = inf  # when it is to ring
+        self._writing = False
 
     async def open(self) -> None:
         self.sock.setblocking(False)
@@ -160,6 +161,9 @@ class TrioLink:
                 return True
             data = memoryview(data)[count:]
         self._unsent += data
+        if self._sharer is not None and not self._writing:
+            self._writing = True
+            trio.lowlevel.spawn_system_task(self._write_rest, name="fewports writer")
         return False
 
     async def flush(self) -> bool:
@@ -223,15 +227,69 @@ class TrioLink:
         self._sessions.append(session)
         self.session = session.object
 
+    def share(self, sharer: Sharer) -> None:
+        self.receiver = self._sharer = sharer
+        trio.lowlevel.spawn_system_task(self._read, name="fewports reader")
+
+    def remind(self, when: float) -> None:
+        if when < self._due:
+            self._due = when
+            if self._scope is not None:
+                self._scope.deadline = trio.current_time() + max(0.0, when - monotonic())
+
     def close(self, reason: CloseReason) -> None:
-        if self.closed:
+        here = self.loop.here
+        if self.closed and not here:
             return
         self.closed = True
         self.sock.reason = reason
+        # The task that reads must be told before the descriptor is another's.
+        if here or self._sharer is None or not self.loop.call(self._close):
+            self._close()
+
+    def _close(self) -> None:
         if self.sock.fileno() >= 0:
             if self.loop.here:
                 trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
+
+    async def _read(self) -> None:
+        """Tell what comes in until nothing more does; ring when that is due."""
+        sharer = self._sharer
+        assert sharer is not None
+        try:
+            self._tell(self._unsealed(b""))  # TLS may have read ahead
+            while not (self.closed or self.lost):
+                left = self._due - monotonic()
+                with trio.CancelScope(deadline=inf if left == inf else trio.current_time() + left) as self._scope:
+                    await trio.lowlevel.wait_readable(self.sock)
+                late = self._scope.cancelled_caught
+                self._scope = None
+                if not late:
+                    self._receive()
+                elif self._due <= monotonic():
+                    self._due = inf
+                    sharer.rang()
+        except trio.ClosedResourceError:
+            pass
+        except Exception as error:  # it would end the program, where it is to end this connection
+            self.lost = True
+            sharer.ended(error)
+
+    async def _write_rest(self) -> None:
+        """Send what there was no room for, as soon as there is."""
+        sharer = self._sharer
+        assert sharer is not None
+        try:
+            while self._unsent:
+                await trio.lowlevel.wait_writable(self.sock)
+                with contextlib.suppress(BlockingIOError):
+                    del self._unsent[: self.sock.send(self._unsent)]
+        except (trio.ClosedResourceError, OSError):
+            self._unsent.clear()  # what reads will see why
+        finally:
+            self._writing = False
+        sharer.drained()
 
     def _receive(self) -> None:
         """Receive once, and tell."""
@@ -241,6 +299,9 @@ class TrioLink:
             self.lost = True
             self.receiver.ended(error)
             return
+        self._tell(data)
+
+    def _tell(self, data: bytes) -> None:
         if data:
             self.receiver.received(data)
         if self.lost:
@@ -261,6 +322,10 @@ class TrioLink:
         except BlockingIOError:
             return b""
         self.lost = not data
+        return self._unsealed(data)
+
+    def _unsealed(self, data: bytes) -> bytes:
+        """Return what *data* means, and what TLS has read ahead."""
         for session in self._sessions:
             session.take_in(data)
             data = session.open()
@@ -284,49 +349,6 @@ class TrioLink:
         if self.deadline is not None:
             due = min(due, self.deadline - monotonic())
         return inf if due == inf else trio.current_time() + max(0.0, due)
-
-
-class Session:
-    """TLS over memory: bytes in, bytes out. All that was taken in is opened at once, so that nothing is left unseen."""
-
-    def __init__(self, tls: Tls) -> None:
-        self.into, self.out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.object = tls.context.wrap_bio(self.into, self.out, server_hostname=tls.hostname)
-        self.ended = False
-
-    @property
-    def ahead(self) -> bool:
-        """Say whether something was read that nobody has seen."""
-        return bool(self.object.pending() or self.into.pending)
-
-    def shake(self) -> bool:
-        """Go on with the handshake; say whether it is done."""
-        try:
-            self.object.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def take_in(self, data: bytes) -> None:
-        if data:
-            self.into.write(data)
-
-    def seal(self, data: bytes | memoryview) -> bytes:
-        self.object.write(data)
-        return self.out.read()
-
-    def open(self) -> bytes:
-        """Return all that is readable; ``ended`` when the peer has said goodbye."""
-        pieces = []
-        try:
-            while data := self.object.read(RECEIVE):
-                pieces.append(data)
-            self.ended = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            self.ended = True
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def _first_writable(sock: GatedSocket, scope: anyio.CancelScope) -> None:

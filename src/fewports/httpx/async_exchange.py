@@ -62,12 +62,12 @@ class Pool(aio.OriginPool):
 
     kind = Linked
 
-    async def _dial(self, times: aio.Times) -> GatedSocket | Connection:
+    async def _dial(self, times: aio.Times, ticket: int | None = None) -> GatedSocket | aio.Pooled:
         if not isinstance(times, Times):
-            return await super()._dial(times)
+            return await super()._dial(times, ticket)
         info = {"host": self.origin.host, "port": self.origin.port, "timeout": times.connect}
         async with _Told(times.trace, "connection.connect_tcp", info) as told:
-            outcome = await super()._dial(times)
+            outcome = await super()._dial(times, ticket)
             sock = outcome if isinstance(outcome, GatedSocket) else outcome.link.sock
             told.value = AsyncNetworkStream(times.call.library, sock)
         return outcome
@@ -156,7 +156,7 @@ def translated(library: Library, error: Exception) -> Exception:
 async def _respond(exchange: aio.Exchange, call: Call, trace: Trace | None, keeps: bool) -> Any:
     """Make the Response; where all of it is there already, the connection goes back before anybody reads."""
     library, head, connection = call.library, exchange.head, exchange.connection
-    assert connection is not None
+    assert isinstance(connection, Connection)
     network = AsyncNetworkStream(library, connection.link.sock, connection.link.session)
     stream: Any
     if is_tunnel(head, call.method):

@@ -37,7 +37,6 @@ from urllib3.util.timeout import _DEFAULT_TIMEOUT
 from .. import aio
 from ..address import Origin
 from ..budget import Budget
-from ..errors import InvalidOption
 from ..gated import SocketOption
 from ..ledger.local import Ledger
 from ..pool import AGE_LIMIT, IDLE_LIMIT
@@ -59,7 +58,7 @@ class AsyncPoolManager:
 
     ``num_pools``, ``headers``, ``maxsize``, ``block``, ``timeout``, ``retries``, ``source_address``, ``socket_options``
     and those for TLS are urllib3's, and ``proxy``, ``proxy_headers`` and ``proxy_ssl_context`` those of its
-    ProxyManager; *budget*, *sources*, *ledger*, *idle_limit* and *max_age* as for ``fewports.PoolManager``.
+    ProxyManager; *budget*, *sources*, *ledger*, *idle_limit*, *max_age* and *http2* as for ``fewports.PoolManager``.
 
     It serves the event loop that it is first used in; ``async with``, or aclose(), closes its connections.
     """
@@ -83,11 +82,9 @@ class AsyncPoolManager:
         ledger: Ledger | None = None,
         idle_limit: float = IDLE_LIMIT,
         max_age: float = AGE_LIMIT,
-        http2: bool = False,
+        http2: bool | str = "auto",
         **tls: Any,
     ) -> None:
-        if http2 is not False:
-            raise InvalidOption(f"http2={http2!r} is not possible with AsyncPoolManager, which speaks HTTP/1.1 only")
         self.gate = Gate(budget, sources, ledger, idle_limit, max_age, http2)
         self.headers = headers or {}
         self.timeout = timeout if isinstance(timeout, Timeout) else Timeout.from_float(timeout)
@@ -314,7 +311,7 @@ class AsyncPoolManager:
             self._loop = aio.here()
         if self._proxy is None:
             security = self._security if origin.scheme == "https" else None
-            return AsyncPool(origin, self._engine(origin, security), security=security)
+            return AsyncPool(origin, self._engine(origin, security, self.gate.http2), security=security)
         towards = self._proxy_security.towards(self._proxy.host) if self._proxy.scheme == "https" else None
         if origin.scheme == "http":
             if self._forward is None:
@@ -323,13 +320,14 @@ class AsyncPoolManager:
             return AsyncPool(origin, self._forward, proxy_headers=self._proxy_headers, prefix=prefix, proxied=True)
         authority = f"{origin.host}:{origin.port}"
         tunnel = aio.Tunnel(authority, (("Host", authority), *self._proxy_headers.items()), towards)
-        route = aio.Route(self._to(self._proxy), self._security.towards(origin.host), tunnel, self._options, _family())
+        tls, http2 = self._security.towards(origin.host), self.gate.http2
+        route = aio.Route(self._to(self._proxy), tls, tunnel, self._options, _family(), http2)
         return AsyncPool(origin, aio.OriginPool(self._loop, route, self._limits), proxied=True, security=self._security)
 
-    def _engine(self, origin: Origin, security: Security | None) -> aio.OriginPool:
+    def _engine(self, origin: Origin, security: Security | None, http2: bool | str = False) -> aio.OriginPool:
         assert self._loop is not None
         tls = security.towards(origin.host) if security else None
-        route = aio.Route(self._to(origin), tls, None, self._options, _family())
+        route = aio.Route(self._to(origin), tls, None, self._options, _family(), http2)
         return aio.OriginPool(self._loop, route, self._limits)
 
     def _to(self, origin: Origin) -> Any:

@@ -114,7 +114,6 @@ class Security:
                 context.load_cert_chain(options.cert_file, options.key_file, options.key_password)
         except OSError as error:
             raise SSLError(error) from error
-        context.set_alpn_protocols(["http/1.1"])
         return context
 
     def _check(self, session: ssl.SSLObject, name: str) -> None:
@@ -210,6 +209,8 @@ class AsyncPool:
             found = ConnectTimeoutError(self, f"Connection to {self.host} timed out.")
         elif isinstance(error, aio.TlsFailed):
             found = SSLError(cause)
+        elif isinstance(error, aio.NotOffered):
+            return ProtocolError(str(error))
         else:
             return None
         return self._of_proxy(found, not isinstance(error, aio.TlsFailed)) if self.proxied else found

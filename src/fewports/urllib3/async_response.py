@@ -109,7 +109,7 @@ class AsyncResponse:
 
     @property
     def version(self) -> int:
-        """10 or 11, as http.client has it."""
+        """10 or 11, as http.client has it, or 20 for HTTP/2."""
         return self._head.version
 
     @property
