@@ -45,6 +45,20 @@ class BridgedReply:
     def read(self, amt: int | None = None) -> bytes:
         return self._loop.call(self._response.read, amt)
 
+    @property
+    def data(self) -> bytes:
+        if self._response._body is None:
+            self.read()
+        return self._response.data
+
+    def readinto(self, buffer: bytearray) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.stream()
+
     def stream(self, amt: int = 65536) -> Iterator[bytes]:
         while piece := self.read(amt):
             yield piece
