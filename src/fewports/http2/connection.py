@@ -132,6 +132,11 @@ class Connection:
         return max(0, min(self.limit - len(self._live), ids) - self._reserved)
 
     @property
+    def owes(self) -> bool:
+        """Whether pending() has anything."""
+        return bool(self._control)
+
+    @property
     def active(self) -> int:
         """How many seats are held, by open streams or before."""
         return len(self._live) + self._reserved
@@ -531,17 +536,11 @@ class Connection:
         self._drain()
         for event in events:
             if isinstance(event, WindowUpdated):
-                self._take_room(event.stream_id)
+                self._wake_blocked()
             elif isinstance(event, ResetReceived):  # of h2's own (section 6.9.1)
                 self._refuse(self._live[event.stream_id], "a window beyond 2**31 - 1", Code.FLOW_CONTROL_ERROR)
             elif isinstance(event, RemoteSettingsChanged):
                 self._take_settings(event)
-
-    def _take_room(self, number: int) -> None:
-        if not number:
-            self._wake_blocked()
-        elif (stream := self._live[number]) in self._blocked:
-            self._woken[stream] = None
 
     def _take_settings(self, event: RemoteSettingsChanged) -> None:
         self.limit = min(self._h2.remote_settings.max_concurrent_streams, self._max_streams)

@@ -208,11 +208,18 @@ class SharedWire:
 
         Raises Unprocessed if it takes no more requests, LocalProtocolError for bad fields.
         """
-        with self._lock:
-            stream = self._engine.open(fields, end=whole)
-            if self._engine.closing:
-                self._measure()  # the last id
-        self._flush()
+        mine = threading.get_ident()
+        try:
+            with self._lock:
+                stream = self._engine.open(fields, end=whole)
+                if self._engine.closing:
+                    self._measure()  # the last id
+                due = self._due(mine)
+            if due:
+                self._write(due)
+        except BaseException:
+            self._drop_out(mine)
+            raise
         return stream
 
     def send(self, stream: Stream, data: bytes | memoryview, timeout: float | None, deadline: float | None) -> None:
@@ -418,7 +425,8 @@ class SharedWire:
             served = me is not None and me.ready(me.stream)
         for waiting in wake:
             waiting.wake()
-        self._flush()
+        if engine.owes or self._unsent:
+            self._flush()
         if widened and self.home is not None:
             self.home.widened(monotonic())
         if error is not None:
@@ -430,10 +438,14 @@ class SharedWire:
         pieces = [data]
         size = len(data)
         with contextlib.suppress(*_LATER):
-            while size < TOGETHER and (data := self.sock.recv(RECEIVE)):
+            # To ask whether there is more costs less than the exception that says that there is not.
+            while size < TOGETHER and self._has_more() and (data := self.sock.recv(RECEIVE)):
                 pieces.append(data)
                 size += len(data)
         return b"".join(pieces)
+
+    def _has_more(self) -> bool:
+        return bool((self._pending and self._pending()) or self._poll.poll(0))
 
     def _flush(self) -> None:
         """Send what is due, unless somebody does."""
@@ -446,10 +458,14 @@ class SharedWire:
             if due:
                 self._write(due)
         except BaseException:
-            if self._writing == mine:
-                self._writing = 0  # what was taken may be lost: nothing can follow
-                self._fail(None)
+            self._drop_out(mine)
             raise
+
+    def _drop_out(self, mine: int) -> None:
+        """Fail if we had the right to send when an exception came: what was taken may be lost."""
+        if self._writing == mine:
+            self._writing = 0
+            self._fail(None)
 
     def _write(self, data: bytes) -> None:
         """Send *data*, and what comes to be due meanwhile: the right to do so is ours."""
