@@ -1123,7 +1123,7 @@ def test_oversize_frame_is_refused_at_once() -> None:
     with pytest.raises(ConnectionFailed):
         connection.receive(b"\x10\0\0\0\0\0\0\0\x01")
 
-    assert connection._kept == b""
+    assert connection._frames._kept == b""
 
 
 # Errors, and what people see.

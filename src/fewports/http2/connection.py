@@ -30,7 +30,7 @@ from h2.settings import SettingCodes
 
 from ..errors import InvalidOption
 from ..http1 import Field
-from .blocks import Blocks
+from .blocks import Blocks, BrokenRule
 from .errors import Code, ConnectionFailed, LocalProtocolError, StreamReset, Unprocessed, code_name
 from .fields import Request, check_request
 from .frames import (
@@ -41,7 +41,6 @@ from .frames import (
     GOAWAY,
     HEADERS,
     LAST_ID,
-    MAX_FRAME,
     PADDED,
     PING,
     PUSH,
@@ -51,7 +50,6 @@ from .frames import (
     Bytes,
     code_of,
     engine,
-    frame_head,
     goaway,
     headers,
     one_number,
@@ -63,6 +61,7 @@ from .frames import (
     with_settings,
 )
 from .hpack import KNOWN, REMEMBERED, FieldCoder, Reading, Writing
+from .splitter import Splitter
 from .stream import Seat, Stream
 
 WINDOW = 16 * 1024 * 1024  # bytes under way on the connection: 1.3 Gbit/s at 100 ms
@@ -106,8 +105,7 @@ class Connection:
         self._left: dict[int, int] = {}  # with what its window may let through
         self._reserved = 0
         self._next_id = 1
-        self._kept = bytearray()  # of a frame that is not complete
-        self._need = 9  # bytes of it, as far as is known
+        self._frames = Splitter()
         self._blocks = Blocks()
         self.greeted = self.told_last = False
         self._received = 0  # bytes of DATA that the peer may send again, and is not told yet
@@ -158,27 +156,11 @@ class Connection:
         the peer. Streams to which something happened are in woken()."""
         if self.error is not None:
             raise self.error
-        if self._kept:
-            self._kept += data
-            if len(self._kept) < self._need:
-                return
-            data = bytes(self._kept)
-            self._kept.clear()
-        view = memoryview(data)
-        end = len(data)
-        at = 0
-        self._need = 9
-        while end - at >= 9:
-            high, low, kind, flags, stream = frame_head.unpack_from(data, at)
-            size = high << 8 | low
-            if size > MAX_FRAME:
-                raise self._failed(Code.FRAME_SIZE_ERROR, f"a frame of {size} bytes" if self.greeted else _STRANGE)
-            if end - at < 9 + size:
-                self._need = 9 + size
-                break
-            self._take_frame(kind, flags, stream & LAST_ID, view[at : at + 9 + size])
-            at += 9 + size
-        self._kept += data[at:]
+        try:
+            for kind, flags, number, frame in self._frames.split(data):
+                self._take_frame(kind, flags, number, frame)
+        except BrokenRule as error:
+            raise self._failed(error.error_code, str(error) if self.greeted else _STRANGE) from error
 
     def eof(self) -> None:
         """Say that the peer closed, or the transport broke: streams that are open end with an error."""
@@ -583,7 +565,6 @@ class Connection:
     def _end(self, error: ConnectionFailed) -> None:
         self.error = error
         self.closing = True
-        self._kept.clear()
         self._control.clear()
         self._h2.clear_outbound_data_buffer()
         for stream in list(self._live.values()):
