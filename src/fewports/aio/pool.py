@@ -68,6 +68,7 @@ class OriginPool:
     """
 
     kind: type[Connection] = Connection
+    ride: type[Ride] = Ride
 
     def __init__(self, loop: Loop, route: Route, limits: Limits) -> None:
         self.loop = loop
@@ -104,7 +105,7 @@ class OriginPool:
                 connection = found
                 connection.busy = True
             elif isinstance(found, SharedConnection) and found.sound:
-                connection = Ride(found)
+                connection = self.ride(found)
             else:
                 connection = await self._obtain(found, method, times)
             try:
@@ -164,7 +165,7 @@ class OriginPool:
         elif isinstance(found, SharedConnection):
             try:
                 if await found.reassure():
-                    return Ride(found)
+                    return self.ride(found)
             except BaseException:
                 self._return(found)
                 raise
@@ -352,7 +353,7 @@ class OriginPool:
         else:
             self.home.introduce(shared, monotonic())
         timer.watch_pool(self.home)
-        return Ride(shared)
+        return self.ride(shared)
 
     async def _secure(self, connection: Connection, tls: Tls, times: Times) -> None:
         link = connection.link
