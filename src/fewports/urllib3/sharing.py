@@ -81,7 +81,7 @@ class Sharing:
             other.end(reason)
         if found is None:
             found = cast("Kept | Place | None", self._wait_for_way(home))
-            self._take_off(monotonic() - began, connecting=found is not None or not home.riding())
+            self._take_off(monotonic() - began, found is not None, home)
         self.alone = found is ALONE
         return None if found is None or isinstance(found, Place) else found
 
@@ -124,17 +124,16 @@ class Sharing:
         wait = min(self.gate.ledger.budget.wait, self.gate.budget.wait if self.gate.budget else inf)
         return wait if self.wait is None else min(wait, self.wait)
 
-    def _take_off(self, waited: float, *, connecting: bool) -> None:
-        """Have less time for what follows."""
-        if self.deadline is not None and monotonic() >= self.deadline:
-            raise TimeoutError("timed out")
+    def _take_off(self, waited: float, found: bool, home: Pool[Kept]) -> None:
+        """Have less time for what follows; raise TimeoutError if nothing was *found* and none is left."""
         timeout = _seconds(self.timeout)
-        if connecting and timeout is not None:
-            if waited >= timeout:
-                raise TimeoutError("timed out")
-            self.timeout = timeout - waited
-        elif not connecting:
+        late = self.deadline is not None and monotonic() >= self.deadline
+        if not found and (late or (timeout is not None and waited >= timeout and not home.riding())):
+            raise TimeoutError("timed out")
+        if not found and home.riding():
             self.wait = max(0.0, self._budget_wait() - waited)
+        elif timeout is not None:
+            self.timeout = max(0.001, timeout - waited)
 
     def _finish_connect(self) -> None:
         """Have urllib3 make what goes over the socket: tunnel and TLS, with an offer of HTTP/2."""
