@@ -75,6 +75,8 @@ class OriginPool:
         self.route = route
         self.home: Pool[Pooled] = Pool(limits, merges=route.may_share)
         self._presets = Presets()
+        self._orphans: set[Opening[Made | Pooled]] = set()  # whose beginners have left
+        self._standing = 0  # tasks in line, for whom they go on
         self._sets = FieldSets("http" if route.tls is None else "https")
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
 
@@ -142,18 +144,21 @@ class OriginPool:
 
     async def _obtain(self, found: Pooled | Place, method: str, times: Times) -> Connection | Ride:
         """Wait for a connection to put in the place that is *found*, where that of the pool is at an end."""
-        while True:
-            if (ready := await self._ready(found, method)) is not None:
-                return ready
-            try:
-                outcome = await self._open(found is ALONE, times)
-                if isinstance(outcome, Made):
-                    return outcome.connection
-            except BaseException:
-                self.home.drop_place()
-                raise
-            self.home.adopted()
-            found = outcome
+        try:
+            while True:
+                if (ready := await self._ready(found, method)) is not None:
+                    return ready
+                try:
+                    outcome = await self._open(found is ALONE, times)
+                    if isinstance(outcome, Made):
+                        return outcome.connection
+                except BaseException:
+                    self.home.drop_place()
+                    raise
+                self.home.adopted()
+                found = outcome
+        finally:
+            self._end_orphans()
 
     async def _ready(self, found: Pooled | Place, method: str) -> Connection | Ride | None:
         """Return what a request can go out on; None for a place, or where only the place of a connection is left."""
@@ -203,6 +208,7 @@ class OriginPool:
             return outcome
 
         def settle(outcome: Made | Pooled | None) -> None:
+            self._orphans.discard(opening)
             if isinstance(outcome, Made):
                 outcome.connection.give_back()
                 return
@@ -212,7 +218,8 @@ class OriginPool:
 
         def leave() -> bool:
             self.home.add_place()  # for the opening; who leaves gives back his own
-            return self.home.crowded
+            self._orphans.add(opening)
+            return self._standing > 0
 
         opening = Opening(self.loop, work, settle)
         return await opening.result(leave, lambda: self.home.not_opened(failed=False))
@@ -247,6 +254,7 @@ class OriginPool:
         """Stand in line, for a *place* as well, or with one; return what was given, and the ticket."""
         alarm = self.loop.alarm()
         waiter = Waiter(alarm.wake)
+        self._standing += 1
         try:
             now = monotonic()
             _end_all(self.home.join(waiter, now, place=place, opens=True))
@@ -258,11 +266,19 @@ class OriginPool:
             raise
         finally:
             self.home.leave(waiter)
+            self._standing -= 1
+            self._end_orphans()
         if isinstance(outcome, (Connection, SharedConnection, Place)):
             return outcome, waiter.ticket
         if self.home.closed:
             raise PoolClosed("the pool was closed while a request waited for a connection")
         return None, None
+
+    def _end_orphans(self) -> None:
+        """Give up what is being opened for others when there are none any more."""
+        if self._orphans and not self._standing:
+            for opening in tuple(self._orphans):
+                opening.cancel()
 
     def _return(self, outcome: object, *, place: bool = True) -> None:
         """Give back what came too late, and the *place* that came with it."""
