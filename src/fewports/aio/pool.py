@@ -351,7 +351,7 @@ class OriginPool:
         """Make a shared connection of what speaks HTTP/2, with a seat on it, and let others on."""
         now = monotonic()
         shared = SharedConnection(self.home, plain.link, plain.lease, self._sets)
-        shared.expires = shared.aged = self.home.expiry(now)
+        shared.expires = self.home.expiry(now)
         try:
             await self.loop.keep(shared)
             plain.link.share(shared)
