@@ -221,6 +221,32 @@ def test_the_one_who_opens_may_leave(way: Way) -> None:
         assert len(server.peers) == 1
 
 
+def test_what_nobody_waits_for_is_not_opened_on(way: Way) -> None:
+    """Where all who waited for a connection are cancelled, what was begun of it is given up, and its port is free."""
+
+    def script(peer: H2Peer) -> None:
+        peer.end()  # without a word
+
+    async def case(server: ScriptedH2) -> None:
+        book = fewports.Ledger()
+        async with manager(server, ledger=book, timeout=None) as http:
+
+            async def leave(seconds: float) -> None:
+                with anyio.move_on_after(seconds):
+                    await http.request("GET", server.url)
+
+            await way.all([lambda: leave(0.05), lambda: leave(0.1), lambda: leave(0.1)])
+
+            assert await way.until(lambda: counts(book)[:2] == (0, 0))
+            assert [pool.engine.home.used for pool in http._pools.values()] == [0]
+            assert waiting(book) == 0
+
+    with ScriptedH2(script) as server:
+        way.run(case, server)
+
+        assert server.accepted == 1
+
+
 def test_what_an_exchange_tells(way: Way) -> None:
     """The engine's own exchange knows the protocol and the stream."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Awaitable, Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import httpx
 import httpx2
 import pytest
@@ -17,7 +20,6 @@ from support.servers import H2Server, HttpProxy
 from test_httpx import both, events, pieces, trusting
 
 import fewports
-from fewports.errors import InvalidOption
 from fewports.httpx import AsyncTransport, Transport
 
 BOTH: dict[str, Any] = {"http2": True}
@@ -174,12 +176,6 @@ def test_http2_is_not_spoken_unasked(lib: ModuleType, secure: H2Server, old: Doo
         assert network.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
 
 
-def test_for_tasks_it_is_refused() -> None:
-    """HTTP/2 for tasks is refused when the transport is made."""
-    with pytest.raises(InvalidOption, match="http2=True cannot be had for tasks"):
-        AsyncTransport(http2=True)
-
-
 def test_a_trace_tells_of_streams(lib: ModuleType, secure: H2Server) -> None:
     """The steps are told under the names of HTTP/2."""
     with lib.Client(transport=Transport(verify=False, **BOTH)) as client:
@@ -270,3 +266,143 @@ def test_a_server_that_never_looks_is_not_asked_for_ever(lib: ModuleType) -> Non
     client = lib.Client(transport=Transport(**ONLY))
     with ScriptedH2(refuse) as server, client, pytest.raises(lib.RemoteProtocolError):
         client.get(server.url)
+
+
+# Tasks.
+
+
+LOOPS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return LOOPS[request.param]
+
+
+async def _together(number: int, work: Callable[[], Awaitable[object]]) -> list[object]:
+    found: list[object] = []
+
+    async def one() -> None:
+        found.append(await work())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(number):
+            group.start_soon(one)
+    return found
+
+
+def test_tasks_share_one_connection(lib: ModuleType, loop: dict[str, Any], secure: H2Server) -> None:
+    """Forty tasks are served by one connection, on which a body that nobody reads, and one left early, harm nobody."""
+    before = secure.stats()
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        transport = AsyncTransport(verify=trusting(secure), ledger=book, **BOTH)
+        async with lib.AsyncClient(transport=transport) as client:
+
+            async def ask() -> tuple[str, bytes]:
+                response = await client.post(secure.url + "/echo", content=b"x" * 1000)
+                return response.http_version, response.content
+
+            async with client.stream("GET", secure.url + "/bytes?n=5000000") as response:
+                assert await _together(40, ask) == [("HTTP/2", b"x" * 1000)] * 40
+                assert response.extensions["stream_id"] == 1
+                network = response.extensions["network_stream"]
+                assert network.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
+            assert (await client.get(secure.url + "/hello")).status_code == 200
+            assert counts(book)[:2] == (0, 1)
+
+    anyio.run(case, **loop)
+    after = secure.stats()
+
+    assert after["accepted"] - before["accepted"] == 1
+    assert after["resets"][len(before["resets"]) :] == [CANCEL]
+    assert until(lambda: secure.stats()["open"] == 0)
+
+
+def test_tasks_over_a_plain_connection_and_a_tunnel(
+    lib: ModuleType, loop: dict[str, Any], secure: H2Server, plain: H2Server
+) -> None:
+    """http1=False speaks HTTP/2 to http:// at once; through the tunnel of a proxy it is agreed on as elsewhere."""
+
+    async def case(proxy: HttpProxy) -> None:
+        async with lib.AsyncClient(transport=AsyncTransport(**ONLY)) as client:
+            assert (await client.get(plain.url + "/hello")).http_version == "HTTP/2"
+        transport = AsyncTransport(proxy=proxy.url, verify=trusting(secure), **BOTH)
+        async with lib.AsyncClient(transport=transport) as client:
+            assert [(await client.get(secure.url + "/hello")).http_version for _ in range(2)] == ["HTTP/2"] * 2
+
+    with HttpProxy() as proxy:
+        anyio.run(case, proxy, **loop)
+
+        assert proxy.stats()["accepted"] == 1
+
+
+def test_tasks_and_a_server_without_http2(lib: ModuleType, loop: dict[str, Any], old: Door) -> None:
+    """With http2=True HTTP/1.1 is spoken where the server chooses it; with http1=False that is an error."""
+
+    async def case() -> None:
+        async with lib.AsyncClient(transport=AsyncTransport(verify=trusting(old), **BOTH)) as client:
+            response = await client.get(old.url)
+            assert (response.http_version, "stream_id" in response.extensions) == ("HTTP/1.1", False)
+        async with lib.AsyncClient(transport=AsyncTransport(verify=trusting(old), **ONLY)) as client:
+            with pytest.raises(lib.TransportError):
+                await client.get(old.url)
+
+    anyio.run(case, **loop)
+
+
+def test_a_trace_tells_tasks_of_streams(lib: ModuleType, loop: dict[str, Any], secure: H2Server) -> None:
+    """The steps are told under the names of HTTP/2, and nothing is kept where the limits keep nothing."""
+    names: list[str] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        names.append(name)
+
+    async def case() -> None:
+        book = fewports.Ledger()
+        limits = lib.Limits(max_keepalive_connections=0)
+        transport = AsyncTransport(verify=trusting(secure), ledger=book, limits=limits, **BOTH)
+        async with lib.AsyncClient(transport=transport) as client:
+            await client.get(secure.url + "/hello", extensions={"trace": trace})
+            for _ in range(5):  # uvloop closes a step later
+                await anyio.lowlevel.checkpoint()
+            assert counts(book)[:2] == (0, 0)
+
+    anyio.run(case, **loop)
+    steps = ("send_request_headers", "send_request_body", "receive_response_headers", "receive_response_body")
+    told = [f"http2.{step}.{when}" for step in (*steps, "response_closed") for when in ("started", "complete")]
+
+    assert names[-len(told) :] == told
+    assert names[0] == "connection.connect_tcp.started"
+
+
+@pytest.mark.parametrize("case", ["reset", "cut", "refused"])
+def test_faults_are_told_to_tasks(lib: ModuleType, loop: dict[str, Any], case: str) -> None:
+    """A stream that is reset, or cut off, is a RemoteProtocolError; one that is refused is asked for again."""
+
+    def script(peer: H2Peer) -> None:
+        peer.greet()
+        stream = peer.request().stream
+        if case == "cut":
+            peer.send(head(stream, *NINE), data(stream, b"four"))
+            peer.peer.sock.shutdown(socket.SHUT_WR)
+            peer.end()
+            return
+        peer.send(rst(stream, INTERNAL if case == "reset" else REFUSED))
+        peer.serve()
+
+    async def run(url: str) -> None:
+        async with lib.AsyncClient(transport=AsyncTransport(**ONLY)) as client:
+            if case == "refused":
+                assert (await client.get(url + "/again")).content == b"/again"
+            else:
+                with pytest.raises(lib.RemoteProtocolError):
+                    await client.get(url)
+
+    with ScriptedH2(script) as server:
+        anyio.run(run, server.url, **loop)

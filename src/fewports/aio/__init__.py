@@ -11,6 +11,9 @@ A face makes one ``here()`` for the loop that it is used in and one ``OriginPool
 all. What goes wrong is raised as in errors.py, or is BudgetExhausted, NoUsableSource, PoolClosed, or an error of http1.
 A request that met the end of a connection that was kept has been repeated by then, where that is safe.
 
+Where ``Route.http2`` allows it and the peer speaks HTTP/2, all exchanges of a pool share one connection, each with a
+stream of its own (``exchange.stream_id``); ``exchange.head.version`` is 20 then.
+
 ``Request.fields`` is all that is sent, Host included, as a tuple of pairs: the same tuple is encoded once. A body is
 bytes, or an iterable of them, sync or async, sent in chunks unless the fields have a Content-Length.
 """

@@ -61,7 +61,7 @@ class SharedConnection:
 
     __slots__ = (
         *("__weakref__", "_asked", "_deaf", "_due", "_engine", "_flows", "_heard", "_leaves", "_loop", "_waiting"),
-        *("_watching", "aged", "capacity", "cause", "closed", "expires", "heads", "home", "idle_since", "lease"),
+        *("_watching", "capacity", "cause", "closed", "expires", "heads", "home", "idle_since", "lease"),
         *("link", "received_bytes", "sets"),
     )
     shared = True
@@ -74,7 +74,7 @@ class SharedConnection:
         self.sets = sets
         self.heads = Heads()
         self.idle_since = 0.0
-        self.expires = self.aged = inf
+        self.expires = inf
         self.closed = False
         self.cause: Exception | None = None  # why it failed, if it was not the peer's closing
         self.received_bytes = 0

@@ -19,6 +19,7 @@ class Opening(Generic[T]):
         self._settle = settle
         self._alarm = loop.alarm()
         self._begun = self._done = self._left = False
+        self.cancel: Callable[[], object]
         self._outcome: T | None = None
         self._error: BaseException | None = None
 
@@ -27,20 +28,20 @@ class Opening(Generic[T]):
 
         *never* is called where it did not even begin.
         """
-        cancel = self._loop.spawn(self._run)
+        self.cancel = self._loop.spawn(self._run)
         try:
             await self._alarm.wait(None)
         except BaseException:
             self._left = True
             wanted = leave()
             if not self._begun:
-                cancel()
+                self.cancel()
                 never()
                 self._settle(None)
             elif self._done:
                 self._settle(self._outcome)
             elif not wanted:
-                cancel()
+                self.cancel()
             raise
         if self._error is not None:
             raise self._error

@@ -68,12 +68,15 @@ class OriginPool:
     """
 
     kind: type[Connection] = Connection
+    ride: type[Ride] = Ride
 
     def __init__(self, loop: Loop, route: Route, limits: Limits) -> None:
         self.loop = loop
         self.route = route
         self.home: Pool[Pooled] = Pool(limits, merges=route.may_share)
         self._presets = Presets()
+        self._orphans: set[Opening[Made | Pooled]] = set()  # whose beginners have left
+        self._standing = 0  # tasks in line, for whom they go on
         self._sets = FieldSets("http" if route.tls is None else "https")
         weakref.finalize(self, _abandon, self.home).atexit = False  # sync.exit sees to that
 
@@ -104,7 +107,7 @@ class OriginPool:
                 connection = found
                 connection.busy = True
             elif isinstance(found, SharedConnection) and found.sound:
-                connection = Ride(found)
+                connection = self.ride(found)
             else:
                 connection = await self._obtain(found, method, times)
             try:
@@ -141,18 +144,21 @@ class OriginPool:
 
     async def _obtain(self, found: Pooled | Place, method: str, times: Times) -> Connection | Ride:
         """Wait for a connection to put in the place that is *found*, where that of the pool is at an end."""
-        while True:
-            if (ready := await self._ready(found, method)) is not None:
-                return ready
-            try:
-                outcome = await self._open(found is ALONE, times)
-                if isinstance(outcome, Made):
-                    return outcome.connection
-            except BaseException:
-                self.home.drop_place()
-                raise
-            self.home.adopted()
-            found = outcome
+        try:
+            while True:
+                if (ready := await self._ready(found, method)) is not None:
+                    return ready
+                try:
+                    outcome = await self._open(found is ALONE, times)
+                    if isinstance(outcome, Made):
+                        return outcome.connection
+                except BaseException:
+                    self.home.drop_place()
+                    raise
+                self.home.adopted()
+                found = outcome
+        finally:
+            self._end_orphans()
 
     async def _ready(self, found: Pooled | Place, method: str) -> Connection | Ride | None:
         """Return what a request can go out on; None for a place, or where only the place of a connection is left."""
@@ -164,7 +170,7 @@ class OriginPool:
         elif isinstance(found, SharedConnection):
             try:
                 if await found.reassure():
-                    return Ride(found)
+                    return self.ride(found)
             except BaseException:
                 self._return(found)
                 raise
@@ -202,6 +208,7 @@ class OriginPool:
             return outcome
 
         def settle(outcome: Made | Pooled | None) -> None:
+            self._orphans.discard(opening)
             if isinstance(outcome, Made):
                 outcome.connection.give_back()
                 return
@@ -211,7 +218,8 @@ class OriginPool:
 
         def leave() -> bool:
             self.home.add_place()  # for the opening; who leaves gives back his own
-            return self.home.crowded
+            self._orphans.add(opening)
+            return self._standing > 0
 
         opening = Opening(self.loop, work, settle)
         return await opening.result(leave, lambda: self.home.not_opened(failed=False))
@@ -246,6 +254,7 @@ class OriginPool:
         """Stand in line, for a *place* as well, or with one; return what was given, and the ticket."""
         alarm = self.loop.alarm()
         waiter = Waiter(alarm.wake)
+        self._standing += 1
         try:
             now = monotonic()
             _end_all(self.home.join(waiter, now, place=place, opens=True))
@@ -257,11 +266,19 @@ class OriginPool:
             raise
         finally:
             self.home.leave(waiter)
+            self._standing -= 1
+            self._end_orphans()
         if isinstance(outcome, (Connection, SharedConnection, Place)):
             return outcome, waiter.ticket
         if self.home.closed:
             raise PoolClosed("the pool was closed while a request waited for a connection")
         return None, None
+
+    def _end_orphans(self) -> None:
+        """Give up what is being opened for others when there are none any more."""
+        if self._orphans and not self._standing:
+            for opening in tuple(self._orphans):
+                opening.cancel()
 
     def _return(self, outcome: object, *, place: bool = True) -> None:
         """Give back what came too late, and the *place* that came with it."""
@@ -334,7 +351,7 @@ class OriginPool:
         """Make a shared connection of what speaks HTTP/2, with a seat on it, and let others on."""
         now = monotonic()
         shared = SharedConnection(self.home, plain.link, plain.lease, self._sets)
-        shared.expires = shared.aged = self.home.expiry(now)
+        shared.expires = self.home.expiry(now)
         try:
             await self.loop.keep(shared)
             plain.link.share(shared)
@@ -352,7 +369,7 @@ class OriginPool:
         else:
             self.home.introduce(shared, monotonic())
         timer.watch_pool(self.home)
-        return Ride(shared)
+        return self.ride(shared)
 
     async def _secure(self, connection: Connection, tls: Tls, times: Times) -> None:
         link = connection.link

@@ -22,13 +22,14 @@ PIECE = 65536  # bytes of body that are handed out at once where no limit is giv
 class Ride:
     """A seat on a shared connection, for one exchange."""
 
-    __slots__ = ("_before", "_times", "carrier", "encoded", "length", "stream")
+    __slots__ = ("_before", "_times", "carrier", "encoded", "keeps", "length", "stream")
     chunked = False
 
     def __init__(self, carrier: SharedConnection) -> None:
         self.carrier = carrier
         self.stream: Stream | None = None
         self.encoded = False
+        self.keeps = True  # else the connection closes with its last exchange
         self.length: int | None = None
         self._before = 0
 
@@ -76,6 +77,8 @@ class Ride:
     def give_back(self) -> None:
         """Give the seat back, with its place."""
         home = self.carrier.home
+        if not self.keeps:
+            self.carrier.expires = 0.0
         for other, reason in home.give_back(self.carrier, monotonic()):
             other.end(reason)
         timer.watch_pool(home)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import anyio
 from .. import aio, http1
 from .. import errors as ours
 from ..aio.connection import Connection
+from ..aio.ride import Ride
 from ..gated import GatedSocket
 from .async_network import AsyncNetworkStream
 from .errors import NO_RESPONSE, BudgetExhausted, NoUsableSource, cut_short, is_unconnected
@@ -44,23 +45,40 @@ class Linked(Connection):
     """A connection that tells of the steps of a request."""
 
     async def exchange(self, request: aio.Request, times: aio.Times, whole: bool) -> aio.Exchange:
-        if not isinstance(times, Times):
-            return await super().exchange(request, times, whole)
-        # What is sent is handed to the loop, and the answer waited for, in one go.
-        info = {"request": times.call.traced()}
-        for step in ("http11.send_request_headers", "http11.send_request_body"):
-            async with _Told(times.trace, step, info):
+        exchanging = super().exchange(request, times, whole)
+        return await (_telling(times, "http11", exchanging) if isinstance(times, Times) else exchanging)
+
+
+class Riding(Ride):
+    """A request on a shared connection that tells of its steps."""
+
+    __slots__ = ()
+
+    async def exchange(self, request: aio.Request, times: aio.Times, whole: bool) -> aio.Exchange:
+        exchanging = super().exchange(request, times, whole)
+        return await (_telling(times, "http2", exchanging) if isinstance(times, Times) else exchanging)
+
+
+async def _telling(times: Times, protocol: str, exchanging: Coroutine[Any, Any, aio.Exchange]) -> aio.Exchange:
+    # What is sent is handed to the loop, and the answer waited for, in one go.
+    info = {"request": times.call.traced()}
+    try:
+        for step in ("send_request_headers", "send_request_body"):
+            async with _Told(times.trace, f"{protocol}.{step}", info):
                 pass
-        async with _Told(times.trace, "http11.receive_response_headers", info) as told:
-            exchange = await super().exchange(request, times, whole)
+        async with _Told(times.trace, f"{protocol}.receive_response_headers", info) as told:
+            exchange = await exchanging
             told.value = traced_head(exchange.head)
-        return exchange
+    finally:
+        exchanging.close()  # who was told may have raised before it began
+    return exchange
 
 
 class Pool(aio.OriginPool):
     """The engine's pool, with connections that tell."""
 
     kind = Linked
+    ride = Riding
 
     async def _dial(self, times: aio.Times, ticket: int | None = None) -> GatedSocket | aio.Pooled:
         if not isinstance(times, Times):
@@ -125,7 +143,7 @@ async def run(route: Route, call: Call, retries: int, keeps: bool) -> Any:
             await anyio.sleep(BACKOFF * 2 ** (tried - 1) if tried else 0.0)
         tried += 1
     try:
-        return await _respond(exchange, call, trace, keeps and not fields.close)
+        return await _respond(exchange, call, trace, keeps)
     except BaseException:
         await exchange.release()
         raise
@@ -156,21 +174,25 @@ def translated(library: Library, error: Exception) -> Exception:
 async def _respond(exchange: aio.Exchange, call: Call, trace: Trace | None, keeps: bool) -> Any:
     """Make the Response; where all of it is there already, the connection goes back before anybody reads."""
     library, head, connection = call.library, exchange.head, exchange.connection
-    assert isinstance(connection, Connection)
+    assert connection is not None
     network = AsyncNetworkStream(library, connection.link.sock, connection.link.session)
     stream: Any
-    if is_tunnel(head, call.method):
+    if isinstance(connection, Connection) and is_tunnel(head, call.method):
         exchange.forget()
         network.take_over(connection)
         stream = Stream(exchange, call, trace, network)
     else:
-        if not keeps:
+        if isinstance(connection, Ride):
+            connection.keeps = keeps
+        elif not keeps or call.fields.close:
             connection.aged = 0.0  # too old to go back
         if exchange.ready and trace is None:
             stream = library.bytes(await exchange.read())
         else:
             stream = Stream(exchange, call, trace, None)
     extensions = extensions_of(head, network)
+    if exchange.stream_id is not None:
+        extensions["stream_id"] = exchange.stream_id
     return library.response(head.status, headers=head.raw_fields(), stream=stream, extensions=extensions)
 
 
@@ -188,6 +210,7 @@ class Stream(AsyncByteStream):
         self._trace = trace
         self._network = network
         self._over = False
+        self._protocol = "http2" if exchange.stream_id is not None else "http11"
         self._reading: _Told | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -200,7 +223,7 @@ class Stream(AsyncByteStream):
             raise self._call.library.error("StreamClosed")()
         if self._trace is not None and self._reading is None:
             self._reading = await _Told(
-                self._trace, "http11.receive_response_body", {"request": self._call.traced()}
+                self._trace, f"{self._protocol}.receive_response_body", {"request": self._call.traced()}
             ).__aenter__()
         try:
             piece = b"" if self._network is not None else await self._piece()
@@ -216,7 +239,7 @@ class Stream(AsyncByteStream):
         if self._over:
             return
         self._over = True
-        async with _Told(self._trace, "http11.response_closed", {}) if self._trace else _SILENT:
+        async with _Told(self._trace, f"{self._protocol}.response_closed", {}) if self._trace else _SILENT:
             if self._network is not None:
                 await self._network.aclose()
             else:

@@ -10,7 +10,6 @@ from typing import Any
 from .. import aio
 from ..address import Origin as Place
 from ..budget import Budget
-from ..errors import InvalidOption
 from ..ledger.local import Ledger
 from ..pool import AGE_LIMIT
 from ..source import Sources
@@ -68,8 +67,6 @@ class AsyncTransport(AsyncBaseTransport):
             idle_limit=idle_limit,
             max_age=max_age,
         )
-        if http2:
-            raise InvalidOption("http2=True cannot be had for tasks yet: leave it out, or use the library's own")
         self._known: Known = {}
         self._routes: dict[Origin, Route] = {}
         self._loop: aio.Loop | None = None
@@ -116,7 +113,9 @@ class AsyncTransport(AsyncBaseTransport):
                 route = Route(self._pool(place, tls, aio.Socks(origin.host, origin.port, user, password)))
             elif tls is None:
                 found = next((route.pool for route in self._routes.values() if route.front), None)
-                route = Route(found or self._pool(place, towards), front_of(call), options.proxy_fields())
+                route = Route(
+                    found or self._pool(place, towards, forwards=True), front_of(call), options.proxy_fields()
+                )
             else:
                 fields = tuple(options.tunnel_fields(origin).items())
                 tunnel = aio.Tunnel(f"{origin.host}:{origin.port}", fields, towards)
@@ -125,14 +124,15 @@ class AsyncTransport(AsyncBaseTransport):
         return route
 
     def _tls(self, library: Library, name: str) -> aio.Tls:
-        context = self._options.ssl_context(library)
-        context.set_alpn_protocols(["http/1.1"])
-        return aio.Tls(context, name.rstrip("."))
+        return aio.Tls(self._options.ssl_context(library), name.rstrip("."))
 
-    def _pool(self, place: Place, tls: aio.Tls | None, tunnel: aio.Tunnel | aio.Socks | None = None) -> Pool:
+    def _pool(
+        self, place: Place, tls: aio.Tls | None, tunnel: aio.Tunnel | aio.Socks | None = None, *, forwards: bool = False
+    ) -> Pool:
         options = self._options
         source = None if options.local_address is None else (options.local_address, 0)
         wanted = (*(options.socket_options or ()), *HTTPConnection.default_socket_options)
-        route = aio.Route(options.gate.to(place, source), tls, tunnel, wanted)
+        http2 = False if forwards else options.gate.http2
+        route = aio.Route(options.gate.to(place, source), tls, tunnel, wanted, http2=http2)
         assert self._loop is not None
         return Pool(self._loop, route, options.gate.limits(options.kept, False))
