@@ -145,7 +145,7 @@ FATAL: dict[str, tuple[Fault, tuple[int | None, ...]]] = {
     # Its answers may have filled what this server, which reads nothing meanwhile, has room for.
     "PING flood": (flood(frame(PING, 0, 0, bytes(8))), (CALM, None)),
     "PING answers flood": (flood(frame(PING, 1, 0, bytes(8))), (CALM, PROTOCOL)),
-    "SETTINGS flood": (flood(frame(SETTINGS)), (CALM,)),
+    "SETTINGS flood": (flood(frame(SETTINGS)), (CALM, None)),
     "SETTINGS flood that changes windows": (flood(settings(window=10), settings(window=100_000)), (CALM,)),
     "PRIORITY flood": (flood(frame(PRIORITY, 0, 1, bytes(5))), (CALM,)),
     "unknown frames flood": (flood(frame(99, 0, 0, b"x")), (CALM,)),

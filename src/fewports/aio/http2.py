@@ -16,9 +16,10 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .. import http2
 from ..events import CloseReason
 from ..http1 import Field
-from ..http2 import Code, Connection, ConnectionFailed, Stream, Unprocessed
+from ..http2 import Code, ConnectionFailed, Stream, Unprocessed
 from ..http2.message import Heads
 from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, has_room
 from ..ledger.account import Lease
@@ -79,7 +80,7 @@ class SharedConnection:
         self.cause: Exception | None = None  # why it failed, if it was not the peer's closing
         self.received_bytes = 0
         self._loop = link.loop
-        self._engine = Connection()
+        self._engine = http2.Connection()
         self._waiting: dict[Stream, Waiting] = {}
         self._watching: dict[Waiting, None] = {}
         self._leaves = False  # what is to be sent goes out at the end of this turn

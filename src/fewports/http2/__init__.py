@@ -1,6 +1,13 @@
-"""HTTP/2 for a client, for threads and event loops alike: bytes in, streams out. No sockets, no clock."""
+"""HTTP/2 for a client, for threads and event loops alike: bytes in, streams out. No sockets, no clock.
 
-from .connection import ASSUMED_STREAMS, MAX_STREAMS, STREAM_WINDOW, WINDOW, Connection
+h2 is imported with the first connection: ``Connection`` and its constants are looked up when they are asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .errors import (
     Code,
     ConnectionFailed,
@@ -13,6 +20,9 @@ from .errors import (
 )
 from .fields import Block
 from .stream import Seat, Stream
+
+if TYPE_CHECKING:
+    from .connection import ASSUMED_STREAMS, MAX_STREAMS, STREAM_WINDOW, WINDOW, Connection
 
 __all__ = [
     "ASSUMED_STREAMS",
@@ -32,3 +42,9 @@ __all__ = [
     "StreamReset",
     "Unprocessed",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".connection", __name__), name)

@@ -25,10 +25,11 @@ from math import inf
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, cast
 
+from .. import http2
 from ..events import CloseReason
 from ..gated import gated
 from ..http1 import Field
-from ..http2 import Code, Connection, ConnectionFailed, Stream
+from ..http2 import Code, ConnectionFailed, Stream
 from ..http2.message import Heads
 from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, has_room
 from ..ledger.account import Lease
@@ -96,7 +97,7 @@ class SharedWire:
         self.origin = ("", "")  # scheme and authority
         self.flags: tuple[Any, ...] = ()  # what the face keeps with it
         self.presets: dict[tuple[tuple[str, str], ...], tuple[Field, ...]] = {}
-        self._engine = Connection()
+        self._engine = http2.Connection()
         self.received = 0  # bytes
         self.heads = Heads()
         self._lock = threading.Lock()
