@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import select
 import ssl
 from asyncio import AbstractEventLoop, Future, TimerHandle, _get_running_loop
@@ -31,6 +32,7 @@ class AsyncioLoop:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
+        self.pid = os.getpid()
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
         # These read as soon as they have asked where to, and what came is copied out at once: one buffer does for all
         # connections. Another loop, as that of Windows, may read into several at a time.

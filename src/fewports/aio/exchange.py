@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import getpid
 from typing import TYPE_CHECKING
 
 from .. import http1
@@ -83,8 +84,9 @@ class Exchange:
 
     def __del__(self) -> None:
         # The garbage collector may call, in the middle of anything: no lock of a pool may be taken.
+        # A socket that the loop has closed, as the peer did, says nothing: the place is still to be given back.
         connection = self._connection
-        if connection is None or connection.link.sock.fileno() < 0:  # or in a forked child: it is the parent's
+        if connection is None or connection.link.loop.pid != getpid():  # in a forked child it is the parent's
             return
         if not connection.link.loop.call(connection.discard):
             connection.end(CloseReason.DROPPED)  # the pool is of a loop that has ended, and serves nobody

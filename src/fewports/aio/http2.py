@@ -185,7 +185,7 @@ class SharedConnection:
         view = memoryview(data)
         while not stream.ended:
             if not self._flows:
-                await self._watch(lambda: self._flows or stream.closed, timeout, deadline)
+                await self._watch(lambda: self._flows or stream.closed or stream.ended, timeout, deadline)
             count = stream.send(view, end=end)
             view = view[count:]
             if not view:

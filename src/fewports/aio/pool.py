@@ -24,7 +24,7 @@ from ..dialing import Limits as DialLimits
 from ..events import CloseReason
 from ..gated import GatedSocket
 from ..http1 import RemoteProtocolError
-from ..http2 import ConnectionFailed
+from ..http2 import ConnectionFailed, Unprocessed
 from ..http2.waiting import REPEATS
 from ..ledger.account import Waiter
 from ..pool import ALONE, PLACE, Ending, Limits, Place, Pool, PoolClosed
@@ -113,7 +113,8 @@ class OriginPool:
             try:
                 exchange = await connection.exchange(request, times, whole)
             except BaseException as error:
-                if connection.clean and not connection.begun:  # what was asked for cannot be sent
+                unsent = connection.clean and not connection.begun
+                if unsent and not isinstance(error, Unprocessed):  # what was asked for cannot be sent
                     connection.give_back()
                     raise
                 again = repeats < REPEATS and connection.unanswered(method, error) and _is_there(request, connection)
@@ -181,10 +182,12 @@ class OriginPool:
         """Open a connection, or take one over that came free first. If *alone*, others wait for what comes of it."""
         ticket = None
         if self.home.merges and not alone:
+            began = monotonic()
             found, ticket = await self._way(times)
             if not (found is None or isinstance(found, Place)):
                 return found
             alone = found is ALONE
+            times = self._left(times, monotonic() - began, found is not None)
         if alone:
             return await self._open_for_all(times, ticket)
         outcome = await self._dial(times, ticket)
@@ -247,6 +250,17 @@ class OriginPool:
             seconds for seconds in (self.route.to.ledger.budget.wait, times.connect, times.pool) if seconds is not None
         ]
         return await self._stand(min(waits), times, place=False)
+
+    def _left(self, times: Times, waited: float, found: bool) -> Times:
+        """Return what is left of *times* after a wait; raises TimedOut if nothing was *found* and nothing is left."""
+        pool, connect = times.pool, times.connect
+        if pool is not None:
+            pool = max(0.0, pool - waited)
+        if connect is not None and (found or not self.home.riding()):
+            if not found and waited >= connect:
+                raise TimedOut(Stage.CONNECT)
+            connect = max(0.001, connect - waited)
+        return times._replace(pool=pool, connect=connect)
 
     async def _stand(
         self, seconds: float | None, times: Times, *, place: bool

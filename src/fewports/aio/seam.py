@@ -161,7 +161,9 @@ class Alarm(Protocol):
 
 
 class Loop(Protocol):
-    """One event loop, and what waiting is there."""
+    """One event loop, of the process *pid*, and what waiting is there."""
+
+    pid: int
 
     @property
     def here(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import select
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
@@ -35,6 +36,7 @@ class TrioLoop:
 
     def __init__(self) -> None:
         self.token = trio.lowlevel.current_trio_token()
+        self.pid = os.getpid()
 
     @property
     def here(self) -> bool:
@@ -333,9 +335,17 @@ class TrioLink:
         if self._sessions and (reply := self._sessions[-1].out.read()):  # a key update
             for session in reversed(self._sessions[:-1]):
                 reply = session.seal(reply)
-            with contextlib.suppress(OSError):
-                self.sock.send(reply)
+            self._append(reply)
         return data
+
+    def _append(self, record: bytes) -> None:
+        """Send a record of TLS behind what waits to be sent: in the middle of another it would break the session."""
+        self._unsent += record
+        with contextlib.suppress(OSError):  # what reads will see why
+            del self._unsent[: self.sock.send(self._unsent)]
+        if self._unsent and self._sharer is not None and not self._writing:
+            self._writing = True
+            trio.lowlevel.spawn_system_task(self._write_rest, name="fewports writer")
 
     async def _reply(self, session: Session) -> None:
         """Send what a handshake has to say, through the sessions around it."""

@@ -62,6 +62,7 @@ class Riding(Ride):
 async def _telling(times: Times, protocol: str, exchanging: Coroutine[Any, Any, aio.Exchange]) -> aio.Exchange:
     # What is sent is handed to the loop, and the answer waited for, in one go.
     info = {"request": times.call.traced()}
+    exchange: aio.Exchange | None = None
     try:
         for step in ("send_request_headers", "send_request_body"):
             async with _Told(times.trace, f"{protocol}.{step}", info):
@@ -69,6 +70,10 @@ async def _telling(times: Times, protocol: str, exchanging: Coroutine[Any, Any, 
         async with _Told(times.trace, f"{protocol}.receive_response_headers", info) as told:
             exchange = await exchanging
             told.value = traced_head(exchange.head)
+    except BaseException:
+        if exchange is not None:
+            exchange.forget()  # who asked for it discards the connection, once
+        raise
     finally:
         exchanging.close()  # who was told may have raised before it began
     return exchange
@@ -84,10 +89,18 @@ class Pool(aio.OriginPool):
         if not isinstance(times, Times):
             return await super()._dial(times, ticket)
         info = {"host": self.origin.host, "port": self.origin.port, "timeout": times.connect}
-        async with _Told(times.trace, "connection.connect_tcp", info) as told:
-            outcome = await super()._dial(times, ticket)
-            sock = outcome if isinstance(outcome, GatedSocket) else outcome.link.sock
-            told.value = AsyncNetworkStream(times.call.library, sock)
+        outcome: GatedSocket | aio.Pooled | None = None
+        try:
+            async with _Told(times.trace, "connection.connect_tcp", info) as told:
+                outcome = await super()._dial(times, ticket)
+                sock = outcome if isinstance(outcome, GatedSocket) else outcome.link.sock
+                told.value = AsyncNetworkStream(times.call.library, sock)
+        except BaseException:  # of the callback, which may wait, and be cancelled
+            if isinstance(outcome, GatedSocket):
+                outcome.close()
+            else:
+                self._return(outcome)
+            raise
         return outcome
 
     async def _secure(self, connection: Connection, tls: aio.Tls, times: aio.Times) -> None:

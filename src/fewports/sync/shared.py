@@ -31,7 +31,7 @@ from ..gated import gated
 from ..http1 import Field
 from ..http2 import Code, ConnectionFailed, Stream
 from ..http2.message import Heads
-from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, has_room
+from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, ended, has_room
 from ..ledger.account import Lease
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class SharedWire:
             self._flush()
             view = view[count:]
             if self._unsent:
-                self._drain(timeout, deadline)
+                self._drain(stream, timeout, deadline)
             if view and not count and len(self._unsent) < MAX_UNSENT:
                 self.wait(stream, has_room, timeout, deadline)
 
@@ -495,14 +495,14 @@ class SharedWire:
             self._fail(None)
             raise
 
-    def _drain(self, timeout: float | None, deadline: float | None) -> None:
-        """Wait until the kernel takes what it had no room for; read meanwhile, if nobody does.
+    def _drain(self, stream: Stream, timeout: float | None, deadline: float | None) -> None:
+        """Wait until the kernel takes what it had no room for, or the answer is here; read meanwhile, if nobody does.
 
         The peer may read no more before we do.
         """
         until = min(inf if timeout is None else monotonic() + timeout, inf if deadline is None else deadline)
         me = Waiting(GREETING, _always)
-        while self._unsent and not self.closed:
+        while self._unsent and not self.closed and not ended(stream):
             leads = False
             try:
                 with self._lock:

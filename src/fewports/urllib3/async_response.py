@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import inspect
 import json
@@ -171,9 +172,10 @@ class AsyncResponse:
             yield piece
 
     async def drain(self) -> None:
-        """Read the rest and drop it, so that the connection can be used again."""
-        while self._exchange.open and await self._engine(self._exchange.piece()):
-            pass
+        """Read the rest, if it comes, and drop it, so that the connection can be used again."""
+        with contextlib.suppress(ReadTimeoutError, ProtocolError):
+            while self._exchange.open and await self._engine(self._exchange.piece()):
+                pass
 
     async def release(self) -> None:
         """Give the connection back; it is closed unless the body was read to its end."""
