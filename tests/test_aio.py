@@ -707,3 +707,25 @@ def test_idle_connections_are_closed_in_time(way: Way) -> None:
                 assert await way.until(lambda: counts(book) == (0, 0, 0))
 
     way.run(case)
+
+
+def test_a_response_dropped_after_the_peer_has_closed(way: Way) -> None:
+    """Dropped unread when its connection is gone already, it gives back the place that it had."""
+
+    def once(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\n0123456789")
+
+    async def case() -> None:
+        async with fewports.AsyncPoolManager(ledger=fewports.Ledger(), retries=False, maxsize=1, block=True) as http:
+            for _ in range(3):
+                response = await http.request("GET", peer.url, preload_content=False, pool_timeout=2)
+                await anyio.sleep(0.05)  # the peer's end is seen meanwhile
+                assert response.status == 200
+                del response
+                gc.collect()
+                await anyio.sleep(0.02)
+            assert used(http) == 0
+
+    with Scripted(once, once, once) as peer:
+        way.run(case)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import urllib3
 from faces import Aside, until
-from http2_faces import SHORT, Client, client, serving, talking
-from http2_peer import data, head
+from http2_faces import SHORT, Client, client, each_way, serving, talking
+from http2_peer import data, goaway, head, settings
 from support.programs import Nginx
 from support.scripted_h2 import H2Peer
 from support.servers import H2Server
@@ -19,12 +19,16 @@ from urllib3.exceptions import ClosedPoolError, HTTPError
 
 import fewports
 
+__all__ = ["each_way"]
+on_each_way = pytest.mark.usefixtures("each_way")
+
 
 def failing(made: Client, path: str, **options: Any) -> None:
     with pytest.raises(HTTPError):
         made.get(path, **options)
 
 
+@on_each_way
 def test_an_answer_to_an_upload_that_nobody_reads_on() -> None:
     """A server that has answered, and opens no window, is not waited for: its answer counts (RFC 9113, section 8.1)."""
 
@@ -42,6 +46,20 @@ def test_an_answer_to_an_upload_that_nobody_reads_on() -> None:
 
         assert (response.status, response.data) == (413, b"no")
         assert time.process_time() - before < 1
+
+
+@on_each_way
+@pytest.mark.parametrize("sent", [settings(streams=100) + goaway(0), settings(streams=0)])
+def test_a_server_that_takes_no_request_as_it_greets(sent: bytes) -> None:
+    """A request that could not even be sent on the first connection goes out on another one."""
+
+    def closed(peer: H2Peer) -> None:
+        peer.send(sent)
+        peer.quiet(SHORT)
+
+    with talking(closed, serving) as made:
+        assert made.request("POST", "/", body=b"x").data == b"/"
+        assert made.opened == 2
 
 
 @pytest.mark.parametrize("reads", ["for all", "not itself"])
