@@ -19,14 +19,24 @@ FULL = os.environ.get("FEWPORTS_FULL") == "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have each test that runs on threads and on three loops run on threads and on one of these, if not on all."""
+    """Take a sample, the same each time, if not all: what runs in several ways runs in fewer.
+
+    Of threads and three loops, on threads and one of these; with httpx and httpx2, with one of them; of the others on
+    uvloop, which is asyncio's to us, each fourth.
+    """
     loops = "asyncio", "uvloop", "trio"
 
     def stays(item: pytest.Item) -> bool:
         parameters = getattr(item, "callspec", None)
-        way = parameters.params.get("each_way", "threads") if parameters else "threads"
-        name = item.name.replace(way, "")
-        return FULL or way == "threads" or way == loops[zlib.crc32(name.encode()) % len(loops)]
+        if FULL or parameters is None:
+            return True
+        way, library = parameters.params.get("each_way"), parameters.params.get("lib")
+        if way is not None:
+            return way == "threads" or way == loops[zlib.crc32(item.name.replace(way, "").encode()) % len(loops)]
+        number = zlib.crc32(item.name.replace("httpx2", "httpx").encode())
+        if library is not None and library.__name__ != ("httpx", "httpx2")[number % 2]:
+            return False
+        return "uvloop" not in item.name or number % 4 == 0
 
     items[:] = filter(stays, items)
 
