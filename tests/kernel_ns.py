@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import listeners
 
 from fewports.address import Destination, Flow, family_of, from_sockaddr, sockaddr
 from fewports.kernel import diag, options
@@ -109,7 +110,10 @@ def deny_netlink() -> bool:
     return libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
 
 
-def listen(address: str, port: int = 0, backlog: int = 128) -> socket.socket:
+def listen(address: str, port: int | None = None, backlog: int = 128) -> socket.socket:
+    """Listen on the port given, or on one that nobody had before (support.listeners)."""
+    if port is None:
+        return listeners.listen([address], backlog=backlog)[0]
     listener = socket.socket(family_of(address), socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(sockaddr(address, port))

@@ -20,6 +20,7 @@ import pytest
 import trio
 from faces import BODY, Aside, Door, counts, fresh_h2, fresh_server, run_script, states, until, waiting
 from support.ledgers import disagreements
+from support.listeners import listen
 from support.scripted import Peer, Scripted
 from support.servers import H2Server, HttpServer
 from test_fork import forked, sockets
@@ -602,7 +603,7 @@ def test_what_can_be_read_only_once(way: Way) -> None:
                 for once in (body(), iter([b"once"])):
                     with pytest.raises(UnrewindableBodyError):
                         await http.request("PUT", peer.url, body=once)
-        with socket.create_server(("127.0.0.1", 0)) as closed:
+        with listen(["127.0.0.1"])[0] as closed:
             url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
         async with fewports.AsyncPoolManager(retries=2, ledger=fewports.Ledger()) as http:
             unread = body()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from faces import BODY, Aside, Door, counts, fresh_server, states, until, waiting
+from support.listeners import listen
 from support.sampler import client_rows
 
 import fewports
@@ -210,7 +210,7 @@ def test_an_idle_connection_that_was_closed_is_not_used() -> None:
 
 def test_a_late_byte_makes_a_connection_unfit() -> None:
     """A connection on which something arrives while it is idle is closed, not used."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen(["127.0.0.1"])[0] as listener:
         pool = HTTPConnectionPool(*listener.getsockname(), ledger=fewports.Ledger())
         other = Aside(lambda: pool.request("GET", "/").data)
         peer, _ = listener.accept()

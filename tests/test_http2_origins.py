@@ -15,6 +15,7 @@ import urllib3
 from faces import BODY, Aside, counts, fresh_server, until
 from http2_faces import PATIENT, client, each_way, open_rows, serving, talking
 from support.http_server import HELLO
+from support.listeners import listen
 from support.ns import in_namespace
 from support.programs import Nginx
 from support.servers import H2Server, HttpProxy, HttpServer
@@ -271,7 +272,7 @@ def test_nobody_listens() -> None:
 
 def test_the_one_who_dials_fails_alone() -> None:
     """A caller that dials and gives up by its time-out leaves the others, who have more time, to dial again."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen(["127.0.0.1"])[0]
     port = listener.getsockname()[1]
     book = fewports.Ledger()
     accepted: list[socket.socket] = []

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import urllib3
 from faces import BODY, Door, counts, fresh_h2, fresh_server, states, until
+from support.listeners import listen
 from support.ns import in_namespace
 from support.sampler import KernelSampler, client_rows
 from support.scripted import Peer, Scripted
@@ -366,7 +367,7 @@ def test_errors_are_those_of_urllib3(way: Way) -> None:
     """What goes wrong has the same names everywhere: with retries wrapped, without them bare."""
     two_lengths = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"
     cut = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
+    with listen(["127.0.0.1"])[0] as nobody:
         closed = f"http://127.0.0.1:{nobody.getsockname()[1]}/"
     expected = {
         closed: ["NewConnectionError"],
@@ -450,9 +451,7 @@ def test_the_connect_time_out(way: Way) -> None:
 
     async def case() -> None:
         with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
+            listener = stack.enter_context(listen(["127.0.0.1"], backlog=0)[0])
             while True:  # its queue of one: who comes later gets no answer
                 sock = stack.enter_context(socket.socket())
                 sock.setblocking(False)

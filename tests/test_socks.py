@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import urllib3.contrib.socks as stock
 from faces import BODY, Aside, Door, counts, fresh_server, states, until
+from support.listeners import listen
 from support.sampler import client_rows
 from support.servers import SocksProxy
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError, SSLError
@@ -137,7 +138,7 @@ def test_tls_through_the_proxy_is_verified(proxy: SocksProxy, server: Door) -> N
 def test_a_proxy_that_does_not_answer_times_out(server: Door) -> None:
     """The connect time-out bounds the handshake with the proxy, and the socket is closed after it."""
     book = fewports.Ledger()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with listen(["127.0.0.1"])[0] as silent:
         port = silent.getsockname()[1]
         with through(f"socks5://127.0.0.1:{port}", server, book) as http:
             began = time.monotonic()

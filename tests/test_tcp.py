@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from faces import BODY, Aside, Door, counts, fresh_server, states, until
-from support.listeners import free_port
+from support.listeners import free_port, listen
 from support.sampler import held
 
 import fewports
@@ -210,7 +210,7 @@ def test_smtplib(book: fewports.Ledger) -> None:
                 stream.flush()
         return got
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen(["127.0.0.1"])[0] as listener:
         serving = Aside(serve)
         with Mail("127.0.0.1", listener.getsockname()[1], timeout=5) as mail:
             mail.sendmail("a@x.test", ["b@x.test"], "Subject: ports\n\nfew")
@@ -303,7 +303,7 @@ def test_addresses(server: Door, book: fewports.Ledger) -> None:
     """Names, service names, IPv6, a source address with and without port, several sources: as asked for."""
     with create_connection(("localhost", str(server.port)), ledger=book) as sock:
         assert sock.getpeername()[1] == server.port
-    six = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    six = listen(["::1"])[0]
     with six, create_connection(six.getsockname()[:2], ledger=book) as sock:
         assert sock.getpeername() == six.getsockname()
     for source in (("127.0.0.41", 0), ("127.0.0.41", free_port(["127.0.0.41"]))):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
+from support.listeners import listen
 
 import fewports
 from fewports.address import Destination, Flow, PortSpace
@@ -163,7 +162,7 @@ def test_real_connections_through_a_small_ledger() -> None:
     """Without a scripted kernel a small ledger serves real sockets, and refuses the one too many."""
     ledger = small_ledger(1)
     with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
+        listen(["127.0.0.1"])[0] as listener,
         fewports.create_connection(listener.getsockname(), ledger=ledger),
     ):
         with pytest.raises(fewports.BudgetExhausted):

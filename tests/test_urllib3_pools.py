@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import urllib3
 from faces import BODY, Aside, Door, counts, fresh_server, until, waiting
-from support.listeners import free_port
+from support.listeners import free_port, listen
 from support.sampler import client_rows, held
 from urllib3.exceptions import (
     ClosedPoolError,
@@ -78,7 +78,7 @@ def test_places_are_not_lost_where_nobody_listens() -> None:
     book = fewports.Ledger(fewports.Budget(1, when_full="refuse"))
     with (
         HTTPConnectionPool("127.0.0.1", 9, maxsize=1, block=True, ledger=book) as pool,
-        socket.create_server(("127.0.0.1", 0)) as listener,
+        listen(["127.0.0.1"])[0] as listener,
         fewports.create_connection(listener.getsockname(), ledger=book),
         HTTPConnectionPool(*listener.getsockname(), maxsize=1, block=True, ledger=book) as full,
     ):

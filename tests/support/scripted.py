@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from support.listeners import listen
+
 PATIENCE = 10.0  # seconds; a test that waits longer for its peer has failed
 
 
@@ -81,7 +83,7 @@ class Scripted:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        (self._listener,) = listen(["127.0.0.1"])
         self.port: int = self._listener.getsockname()[1]
         self._start(self._accept)
         return self
