@@ -18,6 +18,11 @@ for _name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # with requests they wou
 FULL = os.environ.get("FEWPORTS_FULL") == "1"
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run everything in two processes, and what is named on the command line in this one."""
+    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Take a sample, the same each time, if not all: what runs in several ways runs in fewer.
 

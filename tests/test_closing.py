@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,8 +33,8 @@ def manager(server: Door, book: fewports.Ledger, **options: Any) -> PoolManager:
 
 def burst(http: PoolManager, server: Door, number: int) -> None:
     """Open so many connections and leave them idle."""
-    asides = [Aside(lambda: http.request("GET", server.url + "/slow?s=0.1").status) for _ in range(number)]
-    assert [aside.result() for aside in asides] == [200] * number
+    unread = [http.request("GET", server.url + "/bytes?n=300000", preload_content=False) for _ in range(number)]
+    assert [len(response.read()) for response in unread] == [300_000] * number
     assert states(server.port) == {"ESTABLISHED": number}
 
 
@@ -122,28 +122,30 @@ def test_what_gives_way_leaves_nothing(server: Door) -> None:
         assert counts(book) == (0, 4, 0)
 
 
-def unhurried(seconds: float) -> Referee:
-    """Return a kernel that tells of a closed connection's end only so many seconds after it was asked first."""
-    asked: dict[Flow, float] = {}
+def kernel_after(acknowledged: threading.Event) -> Referee:
+    """Return a kernel that tells of a closed connection's end only after the event."""
 
     def ask(flow: Flow) -> Row | None:
-        if time.monotonic() < asked.setdefault(flow, time.monotonic()) + seconds:
-            return Row(State.FIN_WAIT1, flow, None, 0, 0)
-        return look_up(flow)
+        return look_up(flow) if acknowledged.is_set() else Row(State.FIN_WAIT1, flow, None, 0, 0)
 
-    return kernel_referee()._replace(ask=ask if seconds else look_up)
+    return kernel_referee()._replace(ask=ask)
 
 
-@pytest.mark.parametrize("late", [0.0, 0.3])
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("newcomers", [1, 4])
-def test_no_more_gives_way_than_is_needed(newcomers: int, late: float) -> None:
+def test_no_more_gives_way_than_is_needed(newcomers: int, late: bool) -> None:
     """Each newcomer costs another client one idle connection, also while the peer's acknowledgement takes a while."""
-    book = fewports.Ledger(10, referee=unhurried(late))
+    acknowledged = threading.Event()
+    if not late:
+        acknowledged.set()
+    book = fewports.Ledger(10, referee=kernel_after(acknowledged))
     events = Captured()
     book.subscribe(events)
     with fresh_server() as server, manager(server, book) as first, manager(server, book) as second:
         burst(first, server, 10)
-        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.1").status) for _ in range(newcomers)]
+        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.3").status) for _ in range(newcomers)]
+        assert until(lambda: len(closed(events)) == newcomers)
+        acknowledged.set()
         assert [aside.result() for aside in asides] == [200] * newcomers
 
         assert closed(events) == [(CloseReason.GAVE_WAY, False)] * newcomers
@@ -155,17 +157,19 @@ def test_no_more_gives_way_than_is_needed(newcomers: int, late: float) -> None:
 @pytest.mark.parametrize("newcomers", [1, 4])
 def test_no_more_gives_way_among_busy_connections(newcomers: int) -> None:
     """Whose port is on its way is given no other: requests that end meanwhile keep their connections."""
-    book = fewports.Ledger(10, referee=unhurried(0.3))
+    acknowledged = threading.Event()
+    book = fewports.Ledger(10, referee=kernel_after(acknowledged))
     events = Captured()
     book.subscribe(events)
     with fresh_server() as server, manager(server, book) as first, manager(server, book) as second:
         burst(first, server, 10)
-        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.1").status) for _ in range(newcomers)]
+        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.3").status) for _ in range(newcomers)]
         assert until(lambda: len(closed(events)) == newcomers)
         assert waiting(book) == newcomers
         for _ in range(10):
             assert first.request("GET", server.url + "/").json() == BODY
         assert waiting(book) == newcomers
+        acknowledged.set()
         assert [aside.result() for aside in asides] == [200] * newcomers
 
         assert closed(events) == [(CloseReason.GAVE_WAY, False)] * newcomers

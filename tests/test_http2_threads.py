@@ -302,7 +302,7 @@ def test_a_crowd_with_time_outs(slow: H2Server) -> None:
             for turn in range(5):
                 if (number + turn) % 2:
                     with pytest.raises(urllib3.exceptions.ReadTimeoutError):
-                        made.get("/slow?s=3", timeout=0.1)
+                        made.get("/slow?s=3", timeout=urllib3.Timeout(connect=30, read=0.1))
                 else:
                     assert made.get("/slow?s=0.02").status == 200
 

@@ -161,12 +161,16 @@ def test_both_ways_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         fast = {row.flow: row for row in diag.rows(states=diag.ALL)}
         monkeypatch.setattr(diag, "netlink_granted", lambda: False)
         slow = {row.flow: row for row in diag.rows(states=diag.ALL)}
+        monkeypatch.undo()
+        again = {row.flow: row for row in diag.rows(states=diag.ALL)}  # others come and go meanwhile
 
-        lasting = {flow for flow, row in fast.items() if row.remaining is None or row.remaining > 1}
+        lasting = {flow for flow, row in fast.items() if flow in again and again[flow].state == row.state}
+        assert len(lasting) >= 8
         assert lasting <= set(slow)
         for flow in lasting:
             assert fast[flow]._replace(remaining=None) == slow[flow]._replace(remaining=None)
-            assert (fast[flow].remaining or 0) == pytest.approx(slow[flow].remaining or 0, abs=0.5)
+            before, between, after = (found[flow].remaining or 0 for found in (fast, slow, again))
+            assert before + 0.1 > between > after - 0.1
 
 
 def test_link_local() -> None:
