@@ -102,9 +102,9 @@ def test_idle_connections_of_another_pool_give_way() -> None:
     """A full budget held by idle connections of one client is given over to another, at once and without TIME_WAIT."""
     book = fewports.Ledger(budget=4)
     with HttpServer() as server, PoolManager(ledger=book) as first, PoolManager(ledger=book) as second:
-        assert at_once(4, lambda _: first.request("GET", server.url + "/slow?s=0.2")) == []
+        assert at_once(4, lambda _: first.request("GET", server.url + "/meet?n=4")) == []
         began = time.monotonic()
-        assert at_once(4, lambda _: second.request("GET", server.url + "/slow?s=0.2")) == []
+        assert at_once(4, lambda _: second.request("GET", server.url + "/meet?n=4")) == []
 
         assert time.monotonic() - began < 1
         assert server.stats()["accepted"] == 8

@@ -36,7 +36,7 @@ def test_ledger_and_kernel_name_the_same_ports(server: Door) -> None:
     book = fewports.Ledger()
     with PoolManager(ledger=book, ca_certs=server.ca_path) as http:
         used = [http.request("GET", server.url + "/bytes?n=3000000", preload_content=False) for _ in range(4)]
-        asides = [Aside(lambda: http.request("GET", server.url + "/slow?s=0.1").status) for _ in range(3)]
+        asides = [Aside(lambda: http.request("GET", server.url + "/meet?n=3").status) for _ in range(3)]
         assert [aside.result() for aside in asides] == [200] * 3
 
         assert flows(book) == {(row.source, row.source_port) for row in client_rows(server.port)}

@@ -240,6 +240,30 @@ def test_a_connection_that_gave_way_is_not_waited_for_twice() -> None:
     assert books.ledger.seek(second, [there], books.clock.now)
 
 
+def test_who_was_promised_a_port_in_vain_looks_for_another() -> None:
+    """Where a connection gave way and its port has not come free in a second, as many are woken, and only those."""
+    books = Books(3)
+    leases = [books.take() for _ in range(3)]
+    want = leases[0].want
+    callers = [books.join(want) for _ in range(5)]
+    nudges = books.nudges
+    for caller, lease in zip(callers, leases[:2], strict=False):
+        books.ledger.found(books.ledger.seek(caller, [want], books.clock.now), lease)
+
+    assert books.nudges == nudges + 1
+    assert books.ledger.due() == books.clock.now + 1.0
+
+    books.later(0.9)
+    assert [caller.woken for caller in callers] == [0] * 5
+
+    books.later(0.1)
+    assert [caller.woken for caller in callers] == [1, 1, 0, 0, 0]
+    assert books.ledger.seek(callers[0], [want], books.clock.now)
+
+    for caller in callers:
+        books.leave(caller)
+
+
 def test_the_first_want_with_room_is_served() -> None:
     """Of several ports that would do the first that can be had is given."""
     books = Books("20%", capacity=10)

@@ -33,7 +33,7 @@ def test_what_the_server_closed_is_noticed_within_a_second() -> None:
     """Idle connections that the server closes are closed without any request: nothing held, nothing in TIME_WAIT."""
     http, events = watched()
     with fresh_server(keepalive_timeout=0.2) as server, http:
-        asides = [Aside(lambda: http.request("GET", server.url + "/slow?s=0.05").status) for _ in range(5)]
+        asides = [Aside(lambda: http.request("GET", server.url + "/meet?n=5").status) for _ in range(5)]
         assert [aside.result() for aside in asides] == [200] * 5
         began = time.monotonic()
         assert until(lambda: len(events.of(ConnectionClosed)) == 5)
@@ -111,7 +111,7 @@ def test_ages_differ() -> None:
         fresh_server() as server,
         HTTPConnectionPool(server.host, server.port, ledger=fewports.Ledger(), max_age=100) as pool,
     ):
-        asides = [Aside(lambda: pool.request("GET", "/slow?s=0.1").status) for _ in range(20)]
+        asides = [Aside(lambda: pool.request("GET", "/meet?n=20").status) for _ in range(20)]
         assert [aside.result() for aside in asides] == [200] * 20
         ages = [connection.expires - time.monotonic() for connection in pool.home.quiet()]
 

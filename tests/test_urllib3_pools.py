@@ -213,7 +213,7 @@ def test_socket_options(server: Door) -> None:
 def test_sources_take_turns(server: Door) -> None:
     """sources= spreads the connections over the addresses given."""
     with fresh_server() as own, PoolManager(ledger=fewports.Ledger(), sources=["127.0.0.7", "127.0.0.8"]) as http:
-        asides = [Aside(lambda: http.request("GET", own.url + "/slow?s=0.1").status) for _ in range(6)]
+        asides = [Aside(lambda: http.request("GET", own.url + "/meet?n=6").status) for _ in range(6)]
         assert [aside.result() for aside in asides] == [200] * 6
 
         assert own.stats()["sources"] == {"127.0.0.7": 3, "127.0.0.8": 3}

@@ -23,7 +23,6 @@ from .gated import CallFailed, GatedSocket, SocketName, SocketOption, open_socke
 from .kernel.facts import port_range
 from .ledger.account import Account, Lease, Waiter, Want
 from .ledger.local import Ledger
-from .ledger.promises import ACKNOWLEDGED
 from .pool import Pool, PoolClosed, Pooled
 
 NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port before a caller stands in line
@@ -323,10 +322,9 @@ class Dialing(Generic[C]):
             if not waiter.decided:
                 self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
         while not waiter.decided and (left := deadline - clock()) > 0:
-            # Not for longer: a connection may have given way to us, and its port not be free after all.
-            yield Queue(min(left, ACKNOWLEDGED))
+            yield Queue(left)
             if not waiter.decided:
-                # Another account keeps us waiting now, or the port that was promised does not come.
+                # Another account keeps us waiting now, or a port that was promised has not come: the ledger woke us.
                 self._reclaim(waiter.wants, clock())
         now = clock()
         self._waited += now - began

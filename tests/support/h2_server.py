@@ -51,6 +51,7 @@ class Server:
         self._addresses, self._ports, self._tls = addresses, ports, tls
         self.streams, self.window, self.limit = streams, window, requests
         self._servers: list[asyncio.Server] = []
+        self.meeting = http_server.Meeting()
         self.accepted = self.open = self.requests = self.running = self.most_running = self.most_streams = 0
         self.processed: Counter[str] = Counter()
         self.received: dict[str, list[int]] = {}  # by x-id, the length of each body
@@ -211,6 +212,10 @@ class Connection(asyncio.Protocol):
                 return
             reply = http_server.PATHS.get(request.path, http_server.not_found)(request, self)  # type: ignore[arg-type]
             await asyncio.sleep(reply.pause)
+            if reply.meets:
+                all_are_there = asyncio.get_running_loop().create_future()
+                self.server.meeting.join(reply.meets, lambda: all_are_there.set_result(None))
+                await all_are_there
             await exchange.reply(reply)
 
     def leave(self, last: int | None = None) -> None:

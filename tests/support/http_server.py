@@ -41,7 +41,10 @@ class Request(NamedTuple):
 
 @dataclass
 class Reply:
-    """What to send, and what to do to the connection; *pause* is in seconds, *raw* stands for the whole reply."""
+    """What to send, and what to do to the connection; *pause* is in seconds, *raw* stands for the whole reply.
+
+    It waits until *meets* requests that do so are there.
+    """
 
     status: int = 200
     body: bytes = b""
@@ -49,7 +52,23 @@ class Reply:
     close: bool = False
     kill: bool = False
     pause: float = 0.0
+    meets: int = 0
     raw: bytes | None = None
+
+
+class Meeting:
+    """Requests of which none is answered before all are there."""
+
+    def __init__(self) -> None:
+        self._there: list[Callable[[], object]] = []
+
+    def join(self, number: int, answer: Callable[[], object]) -> None:
+        """Call *answer* once so many have come."""
+        self._there.append(answer)
+        if len(self._there) >= number:
+            there, self._there = self._there, []
+            for each in there:
+                each()
 
 
 class Server:
@@ -76,6 +95,7 @@ class Server:
         self._kill_probability, self._kill = kill_probability, kill
         self._random = random.Random(seed)
         self._servers: list[asyncio.Server] = []
+        self.meeting = Meeting()
         self.accepted = self.open = self.most_open = self.requests = self.killed = 0
         self.sources: Counter[str] = Counter()
 
@@ -183,6 +203,8 @@ class Connection(asyncio.Protocol):
         reply = Reply(kill=True) if fate == "before" else PATHS.get(request.path, not_found)(request, self)
         if reply.pause:
             asyncio.get_running_loop().call_later(reply.pause, self._send, request, reply, fate)
+        elif reply.meets:
+            self._server.meeting.join(reply.meets, lambda: self._send(request, reply, fate))
         else:
             self._send(request, reply, fate)
 
@@ -280,6 +302,12 @@ def slow(request: Request, connection: Connection) -> Reply:
     return reply
 
 
+def meet(request: Request, connection: Connection) -> Reply:
+    reply = _json(SMALL)
+    reply.meets = int(request.query["n"])
+    return reply
+
+
 def echo(request: Request, connection: Connection) -> Reply:
     kind = request.header("content-type") or "application/octet-stream"
     return Reply(200, request.body, [("Content-Type", kind)])
@@ -342,6 +370,7 @@ PATHS: dict[str, Callable[[Request, Connection], Reply]] = {
     "/": root,
     "/close": close,
     "/slow": slow,
+    "/meet": meet,
     "/echo": echo,
     "/headers": headers,
     "/bytes": number_of_bytes,

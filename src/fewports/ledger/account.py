@@ -150,6 +150,11 @@ class Account:
             heapq.heappop(self.line)
         return None
 
+    def foremost(self, number: int) -> list[Waiter]:
+        """Return so many of those first in line."""
+        gone = len(self.line) - len(self.waiters)
+        return [waiter for _, waiter in heapq.nsmallest(number + gone, self.line) if not waiter.decided][:number]
+
     def next_question(self) -> float:
         """Return when the kernel is to be asked about a port of this account; inf for never."""
         self.tidy()

@@ -301,12 +301,22 @@ class Ledger:
     def give_way(self, lease: Lease, now: float) -> bool:
         """Note that the connection of *lease* is closed for who is in line; False if enough are already."""
         with self._lock:
-            return self._promises.give(lease, now)
+            before = self._promises.next_due()
+            given = self._promises.give(lease, now)
+            nearer = self._promises.next_due() < before
+        if nearer:
+            self.nudge()
+        return given
 
     def seek(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Promise | None:
         """Return what found() must be told of a connection that gives way to *waiter*, or None if none is to."""
         with self._lock:
-            return self._promises.seek(waiter, self._current(wants), now)
+            before = self._promises.next_due()
+            promise = self._promises.seek(waiter, self._current(wants), now)
+            nearer = self._promises.next_due() < before
+        if nearer:
+            self.nudge()
+        return promise
 
     def found(self, promise: Promise, lease: Lease | None) -> None:
         """Note whose port it is that seek() let be looked for; None if there is none."""
@@ -332,14 +342,15 @@ class Ledger:
                 return None
             times = [account.next_question() for account in self._full]
             times += [account.blocked_until for account in self._lines.blocked]
-            times.append(self._closings.next_due())
-            return min(times)
+            return min(*times, self._closings.next_due(), self._promises.next_due())
 
     def advance(self, now: float, *, thorough: bool = False) -> None:
         """Free what is due, ask the kernel where somebody waits (or, *thorough*, everywhere), serve the line."""
         with self._lock:
             self._catch_up(now)
             self._lines.probe(now)
+            for account, number in self._promises.late(now).items():
+                self._out.extend(account.foremost(number))  # who look for another connection to close
             leases = list(self._leases) if now >= self._reaped + GRACE else []
             questions = self._closings.questions(self._full, now)
             if thorough:

@@ -1,12 +1,14 @@
 """Ports that are about to come free because a connection gives way: never more of them than callers who need one.
 
-Called by a ledger under its lock. State: the promises. Whose port it becomes is the line's business: what counts is
-how many wait for an account, and how many ports are on their way to it.
+Called by a ledger under its lock. State: the promises, in the order of their making. Whose port it becomes is the
+line's business: what counts is how many wait for an account, and how many ports are on their way to it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 
 from .account import Account, Lease, Waiter, Want, full_accounts
 
@@ -72,6 +74,16 @@ class Promises:
             promise.lease = lease
         elif promise in self._all:
             self._all.remove(promise)
+
+    def next_due(self) -> float:
+        """Return when late() may have something to say; inf for never."""
+        return self._all[0].until if self._all else inf
+
+    def late(self, now: float) -> Counter[Account]:
+        """Give up those that were not kept in time; return how many ports each account waits for in vain."""
+        late = [promise for promise in self._pending() if promise.until <= now]
+        self._all = [promise for promise in self._all if promise.until > now]
+        return Counter(account for promise in late for account in promise.accounts)
 
     def _pending(self) -> list[Promise]:
         if self._all:
