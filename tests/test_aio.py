@@ -730,3 +730,9 @@ def test_a_response_dropped_after_the_peer_has_closed(way: Way) -> None:
 
     with Scripted(once, once, once) as peer:
         way.run(case)
+
+
+def test_an_unknown_option_is_named() -> None:
+    """What AsyncPoolManager does not know is refused in its own name, before anything is made."""
+    with pytest.raises(TypeError, match=r"AsyncPoolManager\(\) got an unexpected keyword argument 'bugdet'"):
+        fewports.AsyncPoolManager(bugdet=20)

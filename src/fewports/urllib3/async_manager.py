@@ -85,6 +85,8 @@ class AsyncPoolManager:
         http2: bool | str = "auto",
         **tls: Any,
     ) -> None:
+        if unknown := tls.keys() - set(TlsOptions._fields):
+            raise TypeError(f"AsyncPoolManager() got an unexpected keyword argument {min(unknown)!r}")
         self.gate = Gate(budget, sources, ledger, idle_limit, max_age, http2)
         self.headers = headers or {}
         self.timeout = timeout if isinstance(timeout, Timeout) else Timeout.from_float(timeout)
