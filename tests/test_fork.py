@@ -14,7 +14,7 @@ from typing import Any
 
 from faces import BODY, Aside, counts, fresh_server, run_script, states, until
 from support.ns import in_namespace
-from support.servers import HttpProxy, HttpServer
+from support.servers import H2Server, HttpProxy, HttpServer
 
 import fewports
 from fewports.urllib3 import PoolManager, proxy_from_url
@@ -258,3 +258,39 @@ def test_a_child_that_ends_by_itself_disturbs_nobody() -> None:
 
         assert (done.stdout, done.stderr) == ("[500000, 500000]\n[200, 200, 200, 200]\n", "")
         assert plain.stats()["accepted"] == secure.stats()["accepted"] == 4
+
+
+def test_a_fork_while_another_thread_imports_h2() -> None:
+    """The child can make its own request over HTTP/2: no half-done import is left to wait for."""
+    script = """
+        import importlib.abc, os, signal, sys, threading, time, warnings
+        import fewports
+
+        begun = threading.Event()
+
+        class Slow(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "h2.settings":  # in the middle of h2
+                    begun.set()
+                    time.sleep(0.2)
+
+        def ask():
+            with fewports.PoolManager(ca_certs=sys.argv[2], ledger=fewports.Ledger()) as http:
+                return http.request("GET", sys.argv[1], retries=False).version
+
+        sys.meta_path.insert(0, Slow())
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert begun.wait(10)
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of a process with threads
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)
+            os._exit(ask())
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        thread.join()
+    """
+    with H2Server(tls=True) as server:
+        done = run_script(script, server.url, server.ca_path)
+
+        assert (done.stdout, done.stderr) == ("20\n", "")

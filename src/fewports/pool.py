@@ -288,6 +288,13 @@ class Pool(Generic[C]):
         for waiter in woken:
             waiter.wake()
 
+    def insist(self, turns: int) -> Place | None:
+        """Return leave to open a connection, although others do, for who has waited so often; None: wait again."""
+        with self._lock:
+            if not self._sharing.merges:
+                return PLACE
+            return ALONE if self._sharing.insist(turns) else None
+
     def not_opened(self, *, failed: bool) -> None:
         """Let the next try to open a connection: nothing came of ALONE."""
         woken: list[Waiter] = []

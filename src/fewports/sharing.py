@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Generic, Protocol, TypeVar
 
-MOST_ABREAST = 1024  # opened at once, after ten failures in a row: none waits long for others' vain attempts
+MOST_ABREAST = 16  # opened at once, after failures in a row: vain attempts neither hold up others nor take many ports
+MOST_TURNS = 10  # after which nobody is held up
+TURN = 30.0  # seconds to wait for what others open, where who finds no port is refused at once
 
 
 class Shareable(Protocol):
@@ -26,6 +28,47 @@ class Shareable(Protocol):
 
 
 C = TypeVar("C", bound=Shareable)
+
+
+class Search:
+    """How long one caller waits for what others open, or for a seat.
+
+    For what they open as long as its own would take at most, *connect*; for a seat, where there are any, as long as for
+    a *port*. After that turn it opens one itself, or waits for another turn where many are being opened.
+    """
+
+    def __init__(self, connect: float | None, port: float, now: float) -> None:
+        self._connect = connect
+        self._port = port
+        self._turn = port or TURN
+        self._began = self._since = now
+        self.turns = 0  # that are over
+
+    def pause(self, now: float, riding: bool) -> float:
+        """Return for how long to wait; *riding*: there are seats, all of them taken."""
+        pause = self._since + self._turn - now
+        if self._connect is not None and not riding:
+            pause = min(pause, self._began + self._connect - now)
+        return max(0.0, pause)
+
+    def late(self, now: float, riding: bool) -> bool:
+        """Say whether the time to connect is over."""
+        return self._connect is not None and not riding and now - self._began >= self._connect
+
+    def turned(self, now: float) -> bool:
+        """Say whether the wait was long enough to open another, each time once."""
+        if now - self._since < self._turn:
+            return False
+        self._since = now
+        self.turns += 1
+        return True
+
+    def left(self, now: float, riding: bool) -> tuple[float | None, float]:
+        """Return the times to connect, and to wait for a port."""
+        waited = now - self._began
+        if riding:
+            return self._connect, max(0.0, self._port - waited)
+        return None if self._connect is None else max(0.001, self._connect - waited), self._port
 
 
 class Sharing(Generic[C]):
@@ -68,6 +111,14 @@ class Sharing(Generic[C]):
     def open_one(self) -> bool:
         """Have one more opened, if that is to be."""
         if self.opening >= self._abreast:
+            return False
+        self.opening += 1
+        return True
+
+    def insist(self, turns: int) -> bool:
+        """Have one more opened beside those that take too long, for who waits for the *turns*-th time."""
+        # Twice as many each time: to a host that does not answer, where nobody has a time-out, all come in the end.
+        if self.opening >= MOST_ABREAST << min(turns - 1, MOST_TURNS):
             return False
         self.opening += 1
         return True

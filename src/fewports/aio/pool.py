@@ -28,6 +28,7 @@ from ..http2 import ConnectionFailed, Unprocessed
 from ..http2.waiting import REPEATS
 from ..ledger.account import Waiter
 from ..pool import ALONE, PLACE, Ending, Limits, Place, Pool, PoolClosed
+from ..sharing import Search
 from ..sync.dial import literal, resolve
 from ..sync.timer import timer
 from .connection import Connection
@@ -182,12 +183,10 @@ class OriginPool:
         """Open a connection, or take one over that came free first. If *alone*, others wait for what comes of it."""
         ticket = None
         if self.home.merges and not alone:
-            began = monotonic()
-            found, ticket = await self._way(times)
-            if not (found is None or isinstance(found, Place)):
+            found, ticket, times = await self._way(times)
+            if not isinstance(found, Place):
                 return found
             alone = found is ALONE
-            times = self._left(times, monotonic() - began, found is not None)
         if alone:
             return await self._open_for_all(times, ticket)
         outcome = await self._dial(times, ticket)
@@ -237,37 +236,46 @@ class OriginPool:
             return outcome
         raise PlaceTimedOut(f"all {self.home.limits.bound} connections of the pool to {self.origin} are in use")
 
-    async def _way(self, times: Times) -> tuple[Pooled | Place | None, int | None]:
-        """Wait for a connection that carries this request too; None: nobody opened one in time.
+    async def _way(self, times: Times) -> tuple[Pooled | Place, int | None, Times]:
+        """Wait for a connection that carries this request too; PLACE: open one, ALONE: and others wait for it.
 
-        PLACE: open one, ALONE: and others wait for it. With it comes the place in line.
+        With it come the place in line and what is left of *times*. Raises TimedOut.
         """
-        found, endings = self.home.retake(monotonic())
+        home = self.home
+        began = now = monotonic()
+        found, endings = home.retake(now)
         _end_all(endings)
+        ticket = None
         if found is not None:
-            return found, None
-        waits = [
-            seconds for seconds in (self.route.to.ledger.budget.wait, times.connect, times.pool) if seconds is not None
-        ]
-        return await self._stand(min(waits), times, place=False)
-
-    def _left(self, times: Times, waited: float, found: bool) -> Times:
-        """Return what is left of *times* after a wait; raises TimedOut if nothing was *found* and nothing is left."""
-        pool, connect = times.pool, times.connect
-        if pool is not None:
-            pool = max(0.0, pool - waited)
-        if connect is not None and (found or not self.home.riding()):
-            if not found and waited >= connect:
-                raise TimedOut(Stage.CONNECT)
-            connect = max(0.001, connect - waited)
-        return times._replace(pool=pool, connect=connect)
+            return found, ticket, times
+        wait = self.route.to.ledger.budget.wait
+        search = Search(times.connect, wait if times.pool is None else min(wait, times.pool), now)
+        while found is None:
+            pause = search.pause(now, bool(home.riding()))
+            found, ticket = await self._stand(pause, times, place=False, ticket=ticket)
+            now = monotonic()
+            over = times.deadline is not None and now >= times.deadline
+            if over or search.late(now, bool(home.riding())):
+                if found is None or isinstance(found, Place):  # what is begun now would never be there
+                    self._return(found, place=False)
+                    raise TimedOut(Stage.CONNECT)
+            elif found is None and search.turned(now):
+                found = home.insist(search.turns)
+                if found is None and times.pool is not None:
+                    raise TimedOut(Stage.CONNECT)
+        connect, pool = search.left(now, bool(home.riding()))
+        if times.pool is not None:
+            pool = min(pool, max(0.0, times.pool - (now - began)))
+        return found, ticket, times._replace(connect=connect, pool=pool)
 
     async def _stand(
-        self, seconds: float | None, times: Times, *, place: bool
-    ) -> tuple[Pooled | Place | None, int | None]:
+        self, seconds: float | None, times: Times, *, place: bool, ticket: int | None = None
+    ) -> tuple[Pooled | Place | None, int]:
         """Stand in line, for a *place* as well, or with one; return what was given, and the ticket."""
         alarm = self.loop.alarm()
         waiter = Waiter(alarm.wake)
+        if ticket is not None:
+            waiter.ticket = ticket
         self._standing += 1
         try:
             now = monotonic()
@@ -286,7 +294,7 @@ class OriginPool:
             return outcome, waiter.ticket
         if self.home.closed:
             raise PoolClosed("the pool was closed while a request waited for a connection")
-        return None, None
+        return None, waiter.ticket
 
     def _end_orphans(self) -> None:
         """Give up what is being opened for others when there are none any more."""

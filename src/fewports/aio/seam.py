@@ -30,8 +30,8 @@ class Tls(NamedTuple):
 
     def prepare(self) -> ssl.SSLContext:
         """Return the context with the offer, for the handshake that begins."""
-        # The context may be the user's, and serve others as well: what they offer is theirs. asyncio begins a
-        # handshake one step later, and the offer of another may come in between; what was chosen is what is spoken.
+        # The context may be the user's, and serve others as well: what they offer is theirs. What was chosen is what is
+        # spoken.
         if self.offer:
             self.context.set_alpn_protocols(list(self.offer))
         return self.context

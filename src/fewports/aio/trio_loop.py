@@ -25,7 +25,7 @@ import trio
 from ..events import CloseReason
 from ..gated import GatedSocket
 from .seam import RECEIVE, Receiver, Sharer, Tls
-from .session import Session
+from .session import Session, Sessions
 from .trio_sleep import TrioAlarm, TrioPause
 
 _receivers: trio.lowlevel.RunVar[WeakSet[Receiver] | None] = trio.lowlevel.RunVar("fewports receivers", None)
@@ -121,7 +121,7 @@ class TrioLink:
         self.closed = self.lost = False
         self._held = self._woken = False
         self._unsent = bytearray()
-        self._sessions: list[Session] = []  # of TLS, the outer one first
+        self._sessions = Sessions()
         self._poll: select.poll | None = None
         self._sharer: Sharer | None = None
         self._scope: trio.CancelScope | None = None  # of the wait of the task that reads
@@ -138,13 +138,12 @@ class TrioLink:
         if self._poll.poll(0):
             # With TLS it may be a word between the two ends, such as a ticket for another session.
             return bool(self._sessions) and not self._received() and not self.lost
-        return not any(session.ahead for session in self._sessions)
+        return not self._sessions.ahead
 
     def write(self, data: bytes | memoryview) -> bool:
         if self.lost or self.closed:
             raise BrokenPipeError("the connection is closed")
-        for session in reversed(self._sessions):
-            data = session.seal(data)
+        data = self._sessions.seal(data)
         if self._unsent:
             try:
                 del self._unsent[: self.sock.send(self._unsent)]
@@ -226,7 +225,7 @@ class TrioLink:
             if self.lost and not session.into.pending:
                 raise ConnectionResetError("the peer closed in the TLS handshake")
         await self._reply(session)
-        self._sessions.append(session)
+        self._sessions.add(session)
         self.session = session.object
 
     def share(self, sharer: Sharer) -> None:
@@ -297,7 +296,7 @@ class TrioLink:
         """Receive once, and tell."""
         try:
             data = self._opened()
-        except OSError as error:  # TLS' own among them
+        except OSError as error:
             self.lost = True
             self.receiver.ended(error)
             return
@@ -307,7 +306,7 @@ class TrioLink:
         if data:
             self.receiver.received(data)
         if self.lost:
-            self.receiver.ended(None)
+            self.receiver.ended(self._sessions.failure)
 
     def _received(self) -> bytes:
         """Receive while nothing is due; what came is not for us, so it is enough to know that it did."""
@@ -328,17 +327,13 @@ class TrioLink:
 
     def _unsealed(self, data: bytes) -> bytes:
         """Return what *data* means, and what TLS has read ahead."""
-        for session in self._sessions:
-            session.take_in(data)
-            data = session.open()
-            self.lost = self.lost or session.ended
-        if self._sessions and (reply := self._sessions[-1].out.read()):  # a key update
-            for session in reversed(self._sessions[:-1]):
-                reply = session.seal(reply)
+        data = self._sessions.open(data)
+        self.lost = self.lost or self._sessions.ended
+        if reply := self._sessions.reply():
             self._append(reply)
         return data
 
-    def _append(self, record: bytes) -> None:
+    def _append(self, record: bytes | memoryview) -> None:
         """Send a record of TLS behind what waits to be sent: in the middle of another it would break the session."""
         self._unsent += record
         with contextlib.suppress(OSError):  # what reads will see why

@@ -6,7 +6,9 @@ or the framing of a chunk.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import select
 import socket
 import ssl
@@ -90,8 +92,15 @@ class Wire:
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             return False  # of TLS: not a record
         if count < len(data):
-            self.sock.sendall(memoryview(data)[count:])
+            self.put(memoryview(data)[count:])
         return True
+
+    def put(self, data: bytes | memoryview) -> None:
+        """Send all of *data*; raises ConnectionError, over TLS too, where the peer has closed: it may have answered."""
+        try:
+            self.sock.sendall(data)
+        except ssl.SSLEOFError as error:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
 
     def head(self) -> Head:
         """Receive until the head of the final response is there."""

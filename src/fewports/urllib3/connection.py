@@ -243,7 +243,10 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         wire = self._wired()
         wire.hurry()
         if self._sent or type(data) is not bytes or self.debuglevel > 0:
-            super().send(data)
+            try:
+                super().send(data)
+            except ssl.SSLEOFError as error:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error  # after which urllib3 reads
             self._sent = True
         else:
             self._send(wire, data, b"")
@@ -504,7 +507,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         if rest:
             sys.audit("http.client.send", self, rest)
-            wire.sock.sendall(rest)
+            wire.put(rest)
 
     def _open(self) -> None:
         if not self.auto_open:

@@ -20,6 +20,7 @@ from ..events import CloseReason
 from ..http1 import RemoteProtocolError
 from ..ledger.account import Lease, Waiter
 from ..pool import ALONE, Place, Pool, PoolClosed
+from ..sharing import Search
 from ..sync.dial import Alarm
 from ..sync.shared import SharedWire
 from ..sync.timer import timer
@@ -71,29 +72,45 @@ class Sharing:
     def _find_way(self, home: Pool[Kept]) -> Kept | None:
         """Return a connection that carries this one too; None: open one, and others wait for it if ``alone``.
 
-        Waits for one that is being opened as long as connect() may take, and for a seat as long as for a port. Raises
-        TimeoutError.
+        Raises TimeoutError.
         """
         self._ticket = None
-        began = monotonic()
-        found, endings = home.retake(began)
+        now = monotonic()
+        found, endings = home.retake(now)
         for other, reason in endings:
             other.end(reason)
         if found is None:
-            found = cast("Kept | Place | None", self._wait_for_way(home))
-            self._take_off(monotonic() - began, found is not None, home)
+            search = Search(_seconds(self.timeout), self._budget_wait(), now)
+            while found is None:
+                found = cast("Kept | Place | None", self._wait_for_way(home, search.pause(now, bool(home.riding()))))
+                now = monotonic()
+                over = self.deadline is not None and now >= self.deadline
+                if over or search.late(now, bool(home.riding())):
+                    if found is None or isinstance(found, Place):  # what is begun now would never be there
+                        self._undo(home, found)
+                        raise TimeoutError("timed out")
+                elif found is None and search.turned(now):
+                    found = home.insist(search.turns)
+                    if found is None and self.wait is not None:
+                        raise TimeoutError("timed out")
+            timeout, self.wait = search.left(now, bool(home.riding()))
+            if timeout is not None:
+                self.timeout = timeout
         self.alone = found is ALONE
-        return None if found is None or isinstance(found, Place) else found
+        return None if isinstance(found, Place) else found
 
-    def _wait_for_way(self, home: Pool[Kept]) -> object:
+    def _wait_for_way(self, home: Pool[Kept], seconds: float) -> object:
         alarm = Alarm()
         waiter = Waiter(alarm.wake)
+        if self._ticket is not None:
+            waiter.ticket = self._ticket
         self._ticket = waiter.ticket
         try:
             for other, reason in home.join(waiter, monotonic(), place=False, opens=True):
                 other.end(reason)
             if not waiter.decided:
-                alarm.wait(self._patience(home))
+                left = inf if self.deadline is None else max(0.0, self.deadline - monotonic())
+                alarm.wait(min(seconds, left))
             if home.closed:
                 raise PoolClosed("the pool is closed: make a new one")
         except BaseException:
@@ -111,29 +128,9 @@ class Sharing:
             for other, reason in home.give_back(cast("Kept", outcome), monotonic()):
                 other.end(reason)
 
-    def _patience(self, home: Pool[Kept]) -> float:
-        """Return for how many seconds to wait: for what others open, or for a seat on what there is."""
-        limits = [self._budget_wait()]
-        if not home.riding() and (timeout := _seconds(self.timeout)) is not None:
-            limits.append(timeout)
-        if self.deadline is not None:
-            limits.append(self.deadline - monotonic())
-        return max(0.0, min(limits))
-
     def _budget_wait(self) -> float:
         wait = min(self.gate.ledger.budget.wait, self.gate.budget.wait if self.gate.budget else inf)
         return wait if self.wait is None else min(wait, self.wait)
-
-    def _take_off(self, waited: float, found: bool, home: Pool[Kept]) -> None:
-        """Have less time for what follows; raise TimeoutError if nothing was *found* and none is left."""
-        timeout = _seconds(self.timeout)
-        late = self.deadline is not None and monotonic() >= self.deadline
-        if not found and (late or (timeout is not None and waited >= timeout and not home.riding())):
-            raise TimeoutError("timed out")
-        if not found and home.riding():
-            self.wait = max(0.0, self._budget_wait() - waited)
-        elif timeout is not None:
-            self.timeout = max(0.001, timeout - waited)
 
     def _finish_connect(self) -> None:
         """Have urllib3 make what goes over the socket: tunnel and TLS, with an offer of HTTP/2."""
