@@ -729,3 +729,66 @@ def test_a_response_dropped_after_the_peer_has_closed(way: Way) -> None:
 
     with Scripted(once, once, once) as peer:
         way.run(case)
+
+
+def test_a_response_that_is_released_while_a_task_reads_it(way: Way) -> None:
+    """Who reads is told at once, by an error of urllib3's, and the place is given back once."""
+
+    async def case() -> None:
+        async with fewports.AsyncPoolManager(ledger=fewports.Ledger(), retries=False, maxsize=1, block=True) as http:
+            response = await http.request("GET", peer.url, preload_content=False)
+
+            async def read() -> None:
+                with pytest.raises(ProtocolError):
+                    await response.read()
+
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(read)
+                    await anyio.sleep(0.05)  # it waits
+                    await response.release()
+
+            assert used(http) == 0
+
+    with Scripted(_half) as peer:
+        way.run(case)
+
+
+def test_two_tasks_that_read_one_response(way: Way) -> None:
+    """The second is refused, and does not keep the first from its end."""
+
+    async def case() -> None:
+        async with fewports.AsyncPoolManager(ledger=fewports.Ledger(), retries=False, timeout=5) as http:
+            response = await http.request("GET", peer.url, preload_content=False)
+            bodies: list[bytes] = []
+
+            async def read() -> None:
+                bodies.append(await response.read())
+
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(read)
+                    await anyio.sleep(0.05)  # it waits
+                    with pytest.raises(RuntimeError, match="another task reads"):
+                        await response.read(1)
+                    goes_on.set()
+
+            assert bodies == [b"0123456789"]
+
+    def halting(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234")
+        goes_on.wait(5)
+        peer.send(b"56789")
+        peer.end()
+
+    goes_on = threading.Event()
+    with Scripted(halting) as peer:
+        way.run(case)
+
+
+def _half(peer: Peer) -> None:
+    """Send half of a body, and no more."""
+    peer.request()
+    peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234")
+    peer.end()

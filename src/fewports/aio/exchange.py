@@ -19,7 +19,7 @@ class Exchange:
     The connection is given back at the end of the body, or by release(), which everybody calls in the end.
     """
 
-    __slots__ = ("_connection", "body", "chunked", "encoded", "head", "length", "stream_id")
+    __slots__ = ("_connection", "_reading", "body", "chunked", "encoded", "head", "length", "stream_id")
 
     def __init__(self, connection: Connection | Ride, head: http1.Head, body: bytes | None) -> None:
         reader = connection.reader
@@ -30,6 +30,7 @@ class Exchange:
         self.encoded = reader.encoded  # there is a Content-Encoding
         self.stream_id = connection.stream_id  # None where the protocol has no streams
         self._connection = connection if body is None else None
+        self._reading = False  # a task waits for more of the body
 
     @property
     def connection(self) -> Connection | Ride | None:
@@ -63,22 +64,35 @@ class Exchange:
         return await self._read(limit, False)
 
     async def release(self) -> None:
-        """Give the connection back: to the pool if the body was read to its end, closed if not."""
+        """Give the connection back: to the pool if the body was read to its end, closed if not.
+
+        A task that reads meanwhile is told that it broke.
+        """
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is None:
+            return
+        if self._reading:
+            connection.discard()
+        else:
             await connection.settle()
 
     async def _read(self, limit: int | None, whole: bool) -> bytes:
         connection = self._connection
         if connection is None:
             return b""
+        if self._reading:
+            raise RuntimeError("another task reads this response: one at a time can")
+        self._reading = True
         try:
             data = await connection.piece(limit, whole=whole)
         except BaseException:
-            self._connection = None
-            connection.discard()
+            if self._connection is connection:  # else release() has seen to it
+                self._connection = None
+                connection.discard()
             raise
-        if connection.reader.done and (whole or not connection.pending):
+        finally:
+            self._reading = False
+        if self._connection is connection and connection.reader.done and (whole or not connection.pending):
             await self.release()
         return data
 
