@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import weakref
+from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -564,6 +565,31 @@ def test_an_upload_that_nobody_reads(way: Way) -> None:
 async def _without_end() -> AsyncIterator[bytes]:
     while True:
         yield bytes(100_000)
+
+
+def test_the_pieces_of_an_upload(way: Way, server: Door) -> None:
+    """They may be text, and whatever has bytes, from iterables of both kinds; what has none is refused."""
+    pieces = ["text", bytearray(b"1"), memoryview(b"2"), array("H", [0x3434])]
+    whole = b"text1244"
+
+    async def awaited(given: list[Any]) -> AsyncIterator[Any]:
+        for piece in given:
+            yield piece
+
+    async def case() -> None:
+        async with manager(server) as http:
+            for make in (iter, awaited):
+                sent = await http.request("POST", server.url + "/echo", body=make(pieces))
+                told = await http.request(
+                    "POST", server.url + "/echo", body=make(pieces), headers={"Content-Length": str(len(whole))}
+                )
+                with pytest.raises(TypeError):
+                    await http.request("POST", server.url + "/echo", body=make([3]))
+
+                assert (sent.data, told.data) == (whole, whole)
+            assert used(http) == 0
+
+    way.run(case)
 
 
 def test_a_body_that_fails(way: Way, server: Door) -> None:

@@ -182,7 +182,7 @@ class SharedConnection:
 
         Raises TimeoutError, ProtocolError.
         """
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         while not stream.ended:
             if not self._flows:
                 await self._watch(lambda: self._flows or stream.closed or stream.ended, timeout, deadline)
