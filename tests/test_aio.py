@@ -818,3 +818,31 @@ def _half(peer: Peer) -> None:
     peer.request()
     peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234")
     peer.end()
+
+
+def test_a_response_of_another_loop(way: Way) -> None:
+    """In another loop, while its own runs and after that, it raises LoopChanged; and it can be released there."""
+    book = fewports.Ledger()
+
+    async def begin() -> tuple[Any, Any]:
+        http = fewports.AsyncPoolManager(ledger=book, retries=False, timeout=5)
+        return http, await http.request("GET", peer.url, preload_content=False)
+
+    async def refused(response: Any) -> None:
+        with pytest.raises(aio.LoopChanged, match="of another event loop"):
+            await response.read()
+        await response.release()
+
+    async def while_it_runs() -> None:
+        http, response = await begin()
+        await anyio.to_thread.run_sync(lambda: Way("asyncio").run(refused, response))
+
+        assert await way.until(lambda: used(http) == 0)
+        await http.aclose()
+
+    with Scripted(_half, _half) as peer:
+        way.run(while_it_runs)
+        _, kept = way.run(begin)
+        way.run(refused, kept)
+
+        assert until(lambda: counts(book)[:2] == (0, 0))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import http1
 from ..events import CloseReason
+from .errors import LoopChanged
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -59,7 +60,8 @@ class Exchange:
     async def piece(self, limit: int | None = None) -> bytes:
         """Return what is there of the body, *limit* bytes at most; wait only for the first of it; b"" at its end.
 
-        Raises TimedOut, Disconnected, or RemoteProtocolError; the connection is closed then.
+        Raises TimedOut, Disconnected, or RemoteProtocolError; the connection is closed then. In another event loop it
+        raises LoopChanged.
         """
         return await self._read(limit, False)
 
@@ -71,7 +73,9 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._reading:
+        if not connection.link.loop.here:
+            _drop(connection)
+        elif self._reading:
             connection.discard()
         else:
             await connection.settle()
@@ -80,6 +84,8 @@ class Exchange:
         connection = self._connection
         if connection is None:
             return b""
+        if not connection.link.loop.here:
+            raise LoopChanged("this response is of another event loop, whose connection it has: read it there")
         if self._reading:
             raise RuntimeError("another task reads this response: one at a time can")
         self._reading = True
@@ -100,7 +106,12 @@ class Exchange:
         # The garbage collector may call, in the middle of anything: no lock of a pool may be taken.
         # A socket that the loop has closed, as the peer did, says nothing: the place is still to be given back.
         connection = self._connection
-        if connection is None or connection.link.loop.pid != getpid():  # in a forked child it is the parent's
-            return
-        if not connection.link.loop.call(connection.discard):
-            connection.end(CloseReason.DROPPED)  # the pool is of a loop that has ended, and serves nobody
+        if connection is not None:
+            _drop(connection)
+
+
+def _drop(connection: Connection | Ride) -> None:
+    """Have its own loop close *connection*, or do so where that has ended."""
+    loop = connection.link.loop
+    if loop.pid == getpid() and not loop.call(connection.discard):  # in a forked child it is the parent's
+        connection.end(CloseReason.DROPPED)  # the pool is of a loop that has ended, and serves nobody
