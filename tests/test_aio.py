@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import weakref
+from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -567,6 +568,31 @@ async def _without_end() -> AsyncIterator[bytes]:
         yield bytes(100_000)
 
 
+def test_the_pieces_of_an_upload(way: Way, server: Door) -> None:
+    """They may be text, and whatever has bytes, from iterables of both kinds; what has none is refused."""
+    pieces = ["text", bytearray(b"1"), memoryview(b"2"), array("H", [0x3434])]
+    whole = b"text1244"
+
+    async def awaited(given: list[Any]) -> AsyncIterator[Any]:
+        for piece in given:
+            yield piece
+
+    async def case() -> None:
+        async with manager(server) as http:
+            for make in (iter, awaited):
+                sent = await http.request("POST", server.url + "/echo", body=make(pieces))
+                told = await http.request(
+                    "POST", server.url + "/echo", body=make(pieces), headers={"Content-Length": str(len(whole))}
+                )
+                with pytest.raises(TypeError):
+                    await http.request("POST", server.url + "/echo", body=make([3]))
+
+                assert (sent.data, told.data) == (whole, whole)
+            assert used(http) == 0
+
+    way.run(case)
+
+
 def test_a_body_that_fails(way: Way, server: Door) -> None:
     """What the caller's own iterable raises comes out as it is, and the connection is closed, or the stream reset."""
 
@@ -730,6 +756,97 @@ def test_a_response_dropped_after_the_peer_has_closed(way: Way) -> None:
 
     with Scripted(once, once, once) as peer:
         way.run(case)
+
+
+def test_a_response_that_is_released_while_a_task_reads_it(way: Way) -> None:
+    """Who reads is told at once, by an error of urllib3's, and the place is given back once."""
+
+    async def case() -> None:
+        async with fewports.AsyncPoolManager(ledger=fewports.Ledger(), retries=False, maxsize=1, block=True) as http:
+            response = await http.request("GET", peer.url, preload_content=False)
+
+            async def read() -> None:
+                with pytest.raises(ProtocolError):
+                    await response.read()
+
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(read)
+                    await anyio.sleep(0.05)  # it waits
+                    await response.release()
+
+            assert used(http) == 0
+
+    with Scripted(_half) as peer:
+        way.run(case)
+
+
+def test_two_tasks_that_read_one_response(way: Way) -> None:
+    """The second is refused, and does not keep the first from its end."""
+
+    async def case() -> None:
+        async with fewports.AsyncPoolManager(ledger=fewports.Ledger(), retries=False, timeout=5) as http:
+            response = await http.request("GET", peer.url, preload_content=False)
+            bodies: list[bytes] = []
+
+            async def read() -> None:
+                bodies.append(await response.read())
+
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(read)
+                    await anyio.sleep(0.05)  # it waits
+                    with pytest.raises(RuntimeError, match="another task reads"):
+                        await response.read(1)
+                    goes_on.set()
+
+            assert bodies == [b"0123456789"]
+
+    def halting(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234")
+        goes_on.wait(5)
+        peer.send(b"56789")
+        peer.end()
+
+    goes_on = threading.Event()
+    with Scripted(halting) as peer:
+        way.run(case)
+
+
+def _half(peer: Peer) -> None:
+    """Send half of a body, and no more."""
+    peer.request()
+    peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234")
+    peer.end()
+
+
+def test_a_response_of_another_loop(way: Way) -> None:
+    """In another loop, while its own runs and after that, it raises LoopChanged; and it can be released there."""
+    book = fewports.Ledger()
+
+    async def begin() -> tuple[Any, Any]:
+        http = fewports.AsyncPoolManager(ledger=book, retries=False, timeout=5)
+        return http, await http.request("GET", peer.url, preload_content=False)
+
+    async def refused(response: Any) -> None:
+        with pytest.raises(aio.LoopChanged, match="of another event loop"):
+            await response.read()
+        await response.release()
+
+    async def while_it_runs() -> None:
+        http, response = await begin()
+        await anyio.to_thread.run_sync(lambda: Way("asyncio").run(refused, response))
+
+        assert await way.until(lambda: used(http) == 0)
+        await http.aclose()
+
+    with Scripted(_half, _half) as peer:
+        way.run(while_it_runs)
+        _, kept = way.run(begin)
+        way.run(refused, kept)
+
+        assert until(lambda: counts(book)[:2] == (0, 0))
 
 
 def test_an_unknown_option_is_named() -> None:

@@ -17,7 +17,7 @@ from support.programs import Nghttpd, Nginx
 from support.sampler import KernelSampler
 from support.scripted_h2 import H2Peer, ScriptedH2
 from support.servers import H2Server, HttpProxy, HttpServer
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from ways import Way
 
 import fewports
@@ -73,7 +73,7 @@ def test_five_hundred_tasks(name: str, streams: int, budget: int | None, ports: 
         assert server.accepted() == ports
 
 
-@pytest.mark.parametrize("how", ["cancelled", "timed out", "released"])
+@pytest.mark.parametrize("how", ["cancelled", "timed out", "released", "released while read"])
 def test_a_request_that_ends_early_leaves_its_siblings_alone(way: Way, how: str) -> None:
     """Its stream is reset with CANCEL, and nothing else: the others on the connection are served."""
     ended: list[int] = []
@@ -100,7 +100,16 @@ def test_a_request_that_ends_early_leaves_its_siblings_alone(way: Way, how: str)
                         await http.request("GET", server.url + "/left", timeout=0.1)
                 else:
                     response = await http.request("GET", server.url + "/left", preload_content=False)
-                    await response.release()
+                    with anyio.fail_after(5):
+                        async with anyio.create_task_group() as group:
+                            if how == "released while read":
+                                group.start_soon(read, response)
+                                await anyio.sleep(0.05)  # it waits
+                            await response.release()
+
+            async def read(response: Any) -> None:
+                with pytest.raises(ProtocolError):
+                    await response.read()
 
             async def ask(path: str) -> bytes:
                 return (await http.request("GET", server.url + path)).data
@@ -112,6 +121,7 @@ def test_a_request_that_ends_early_leaves_its_siblings_alone(way: Way, how: str)
             assert after == b"/after"
             assert counts(book)[:2] == (0, 1)
             assert [pool.engine.home.riding() for pool in http._pools.values()] == [[]]
+            assert [pool.engine.home.used for pool in http._pools.values()] == [0]
 
     with ScriptedH2(script) as server:
         way.run(case, server)

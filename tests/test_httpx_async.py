@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from types import ModuleType
@@ -778,6 +780,41 @@ def test_another_protocol_on_the_connection(lib: ModuleType, way: str) -> None:
         stock = with_client("trio" if way == "trio" else "asyncio", lib, lib.AsyncHTTPTransport(), converse)
 
     assert ours == stock
+
+
+def test_another_protocol_that_nobody_hears(lib: ModuleType, way: str) -> None:
+    """Of what comes on a connection that is the caller's no more is taken in than a window, until it is read."""
+    much = 20_000_000
+    taken: list[int] = []
+
+    def switch(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: flood\r\n\r\n")
+        peer.sock.settimeout(0.2)  # for which nothing goes out
+        with contextlib.suppress(TimeoutError):
+            while sum(taken) < much:
+                taken.append(peer.sock.send(bytes(65536)))
+        stands.set()
+        peer.sock.settimeout(5)
+        peer.send(bytes(much - sum(taken)))
+
+    async def converse(client: Any) -> int:
+        headers = {"Connection": "upgrade", "Upgrade": "flood"}
+        async with client.stream("GET", server.url, headers=headers) as response:
+            stream, heard = response.extensions["network_stream"], 0
+            with anyio.fail_after(5):
+                while not stands.is_set():
+                    await anyio.sleep(0.01)
+            while heard < much:
+                heard += len(await stream.read(65536, timeout=5))
+            return heard
+
+    stands = threading.Event()
+    with Scripted(switch) as server:
+        heard = with_client(way, lib, AsyncTransport(ledger=fewports.Ledger()), converse)
+
+    assert heard == much
+    assert sum(taken) < much / 2
 
 
 def test_what_another_protocol_cannot_say_in_time(lib: ModuleType, way: str) -> None:

@@ -28,6 +28,7 @@ from urllib3.exceptions import (
     NewConnectionError,
     ProtocolError,
     ReadTimeoutError,
+    URLSchemeUnknown,
 )
 from urllib3.util import Retry, Timeout
 from ways import Http, Reply, Way
@@ -335,6 +336,26 @@ def test_redirects(way: Way, server: Door) -> None:
         assert (left.status, last.status) == (302, 302)
         assert told(raised.value) == ["MaxRetryError", "ResponseError"]
         assert server.stats()["accepted"] == 1
+
+    way.run(case)
+
+
+def test_a_redirect_that_nobody_can_follow(way: Way, server: Door) -> None:
+    """Where redirects are not to be followed, one to an app or to FTP is a response like any other."""
+
+    async def case() -> None:
+        async with way.manager(ca_certs=server.ca_path) as http:
+            url = server.url + "/redirect?to=app://signed-in"
+            unasked = await http.get(url, retries=False)
+            last = await http.get(url, retries=Retry(redirect=0, raise_on_redirect=False))
+            with pytest.raises(MaxRetryError):
+                await http.get(url, retries=Retry(redirect=0))
+            with pytest.raises(URLSchemeUnknown):
+                await http.get(url)
+
+        assert [(found.status, found.headers["location"]) for found in (unasked, last)] == [
+            (302, "app://signed-in")
+        ] * 2
 
     way.run(case)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import urllib3
-from faces import BODY, Aside, Door, counts, fresh_server, until, waiting
+from faces import BODY, Aside, Door, counts, fresh_h2, fresh_server, until, waiting
 from support.listeners import free_port, listen
 from support.sampler import client_rows, held
 from urllib3.exceptions import (
@@ -106,6 +106,25 @@ def test_a_bounded_pool_is_waited_for(server: Door) -> None:
         assert response.json() == BODY
         assert other.result() == BODY
         assert pool.pool.qsize() == 1
+
+
+def test_a_response_that_is_closed_gives_its_place_back(server: Door) -> None:
+    """With block=True the next request is served, without release_conn(), over HTTP/1.1 and HTTP/2; and only once."""
+    with fresh_h2(tls=False) as other:
+        for door, path in ((server, "/bytes?n=5000000"), (other, "/drip?n=1000")):
+            with pool_of(door, 1, http2=door is other) as pool:
+                with pool.request("GET", path, preload_content=False) as response:
+                    response.read(1)
+                response.release_conn()
+                response.close()
+                after = pool.request("GET", "/", pool_timeout=0.5)
+                held = pool.request("GET", path, preload_content=False, pool_timeout=0.5)
+                with pytest.raises(EmptyPoolError):
+                    pool.request("GET", "/", pool_timeout=0.01)
+                held.close()
+
+                assert after.json() == BODY
+                assert pool.home.used == 0
 
 
 def test_a_keyboard_interrupt_in_the_line_of_a_pool_leaves_nothing(server: Door) -> None:

@@ -137,7 +137,10 @@ class Connection:
             self.home.drop_place()
 
     def discard(self, reason: CloseReason = CloseReason.DONE) -> None:
-        """Close in the middle of an exchange, and give the place back."""
+        """Close in the middle of an exchange, and give the place back; a task that reads is told."""
+        if self._failure is None:
+            self._failure = Disconnected(self.reader.started)
+        self.link.wake()
         self.end(reason)
         self.home.drop_place()
 
@@ -276,7 +279,9 @@ class Connection:
             finally:
                 self._wants = _NOTHING
         if self._failure is not None and (whole or not self._pieces):
-            raise self.fault(self._failure) from self._failure
+            if (fault := self.fault(self._failure)) is not self._failure:
+                raise fault from self._failure
+            raise fault
         if whole:
             return self._content()
         if not self._pieces:

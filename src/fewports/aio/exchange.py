@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import http1
 from ..events import CloseReason
+from .errors import LoopChanged
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -19,7 +20,7 @@ class Exchange:
     The connection is given back at the end of the body, or by release(), which everybody calls in the end.
     """
 
-    __slots__ = ("_connection", "body", "chunked", "encoded", "head", "length", "stream_id")
+    __slots__ = ("_connection", "_reading", "body", "chunked", "encoded", "head", "length", "stream_id")
 
     def __init__(self, connection: Connection | Ride, head: http1.Head, body: bytes | None) -> None:
         reader = connection.reader
@@ -30,6 +31,7 @@ class Exchange:
         self.encoded = reader.encoded  # there is a Content-Encoding
         self.stream_id = connection.stream_id  # None where the protocol has no streams
         self._connection = connection if body is None else None
+        self._reading = False  # a task waits for more of the body
 
     @property
     def connection(self) -> Connection | Ride | None:
@@ -58,27 +60,45 @@ class Exchange:
     async def piece(self, limit: int | None = None) -> bytes:
         """Return what is there of the body, *limit* bytes at most; wait only for the first of it; b"" at its end.
 
-        Raises TimedOut, Disconnected, or RemoteProtocolError; the connection is closed then.
+        Raises TimedOut, Disconnected, or RemoteProtocolError; the connection is closed then. In another event loop it
+        raises LoopChanged.
         """
         return await self._read(limit, False)
 
     async def release(self) -> None:
-        """Give the connection back: to the pool if the body was read to its end, closed if not."""
+        """Give the connection back: to the pool if the body was read to its end, closed if not.
+
+        A task that reads meanwhile is told that it broke.
+        """
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is None:
+            return
+        if not connection.link.loop.here:
+            _drop(connection)
+        elif self._reading:
+            connection.discard()
+        else:
             await connection.settle()
 
     async def _read(self, limit: int | None, whole: bool) -> bytes:
         connection = self._connection
         if connection is None:
             return b""
+        if not connection.link.loop.here:
+            raise LoopChanged("this response is of another event loop, whose connection it has: read it there")
+        if self._reading:
+            raise RuntimeError("another task reads this response: one at a time can")
+        self._reading = True
         try:
             data = await connection.piece(limit, whole=whole)
         except BaseException:
-            self._connection = None
-            connection.discard()
+            if self._connection is connection:  # else release() has seen to it
+                self._connection = None
+                connection.discard()
             raise
-        if connection.reader.done and (whole or not connection.pending):
+        finally:
+            self._reading = False
+        if self._connection is connection and connection.reader.done and (whole or not connection.pending):
             await self.release()
         return data
 
@@ -86,7 +106,12 @@ class Exchange:
         # The garbage collector may call, in the middle of anything: no lock of a pool may be taken.
         # A socket that the loop has closed, as the peer did, says nothing: the place is still to be given back.
         connection = self._connection
-        if connection is None or connection.link.loop.pid != getpid():  # in a forked child it is the parent's
-            return
-        if not connection.link.loop.call(connection.discard):
-            connection.end(CloseReason.DROPPED)  # the pool is of a loop that has ended, and serves nobody
+        if connection is not None:
+            _drop(connection)
+
+
+def _drop(connection: Connection | Ride) -> None:
+    """Have its own loop close *connection*, or do so where that has ended."""
+    loop = connection.link.loop
+    if loop.pid == getpid() and not loop.call(connection.discard):  # in a forked child it is the parent's
+        connection.end(CloseReason.DROPPED)  # the pool is of a loop that has ended, and serves nobody

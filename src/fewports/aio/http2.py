@@ -182,7 +182,7 @@ class SharedConnection:
 
         Raises TimeoutError, ProtocolError.
         """
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         while not stream.ended:
             if not self._flows:
                 await self._watch(lambda: self._flows or stream.closed or stream.ended, timeout, deadline)
@@ -225,6 +225,8 @@ class SharedConnection:
         """Reset a stream that nobody waits for any more, unless it has ended."""
         if not stream.closed or stream.buffered:
             stream.reset(Code.CANCEL)
+            if (waiting := self._waiting.get(stream)) is not None:
+                waiting.wake()  # another task's, which is to learn of it
             self._measure()
             self.soon()
 

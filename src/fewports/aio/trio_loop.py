@@ -201,7 +201,10 @@ class TrioLink:
     async def wait(self) -> None:
         while not self._woken:
             with trio.CancelScope(deadline=self._deadline()) as scope:
-                await anyio.wait_readable(self.sock)
+                try:
+                    await trio.lowlevel.wait_readable(self.sock)
+                except trio.ClosedResourceError:  # by another task, which has told the receiver why
+                    break
             if scope.cancelled_caught:
                 raise TimeoutError("timed out")
             self._receive()

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 
 from ..aio import Tls
-from ..aio.connection import Connection
+from ..aio.connection import HIGH, LOW, Connection
 from ..gated import GatedSocket
 from .libraries import Library
 from .network import about
@@ -45,6 +45,8 @@ class AsyncNetworkStream:
         self._came += data
         if self._connection is not None:
             self._connection.link.wake()
+            if len(self._came) >= HIGH:
+                self._connection.link.hold()  # until read() has taken it
 
     def ended(self, error: Exception | None) -> None:
         self._ended, self._error = True, self._error or error
@@ -72,6 +74,8 @@ class AsyncNetworkStream:
             raise core.ReadError(self._error) from self._error
         data = bytes(self._came[:max_bytes])
         del self._came[:max_bytes]
+        if len(self._came) <= LOW and not link.closed:
+            link.resume()
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:

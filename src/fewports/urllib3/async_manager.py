@@ -273,7 +273,7 @@ class AsyncPoolManager:
             # RFC 9110, section 15.4.4: and what describes the body goes with it.
             method, body = "GET", None
             headers = HTTPHeaderDict(headers)._prepare_for_method_change()
-        if policy.remove_headers_on_redirect and _origin(url) != (pool.scheme, pool.host, pool.port):
+        if policy.remove_headers_on_redirect and not pool.serves(url):
             headers = HTTPHeaderDict(headers)
             for name in [name for name in headers if name.lower() in policy.remove_headers_on_redirect]:
                 headers.pop(name, None)

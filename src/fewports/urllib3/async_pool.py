@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
-from urllib3.connection import _get_default_user_agent, _match_hostname
+from urllib3.connection import _get_default_user_agent, _match_hostname, port_by_scheme
 from urllib3.exceptions import (
     ClosedPoolError,
     ConnectTimeoutError,
@@ -21,7 +21,7 @@ from urllib3.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
-from urllib3.util import SKIP_HEADER
+from urllib3.util import SKIP_HEADER, parse_url
 from urllib3.util.ssl_ import (
     assert_fingerprint,
     create_urllib3_context,
@@ -179,6 +179,12 @@ class AsyncPool:
             if value != SKIP_HEADER:
                 kept.append((name, value))
         return (*ours.values(), *kept)
+
+    def serves(self, url: str) -> bool:
+        """Say whether *url* is of this origin. Whether it can be asked for at all is for who asks."""
+        parts = parse_url(url)
+        port = parts.port or port_by_scheme.get(parts.scheme or "")
+        return (parts.scheme, parts.host, port) == (self.scheme, self.host, self.port)
 
     def fault(self, error: Exception, url: str, read: float | None) -> Exception:
         """Return the error of urllib3, or of ours, that stands for one of the engine."""

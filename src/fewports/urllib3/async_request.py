@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from urllib3._request_methods import RequestMethods
@@ -75,9 +75,15 @@ class SyncSource(Source):
 class AsyncSource(Source):
     """One that is awaited."""
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         self.begun = True
-        return cast("AsyncIterator[bytes]", aiter(self.body))
+        pieces = aiter(self.body)
+        try:
+            async for piece in pieces:
+                yield _plain(piece)
+        finally:
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
 
 
 def source(body: Any) -> Any:
@@ -114,4 +120,11 @@ def again(asked: Asked) -> Asked:
 
 def _bytes(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
     for chunk in chunks:
-        yield chunk.encode() if isinstance(chunk, str) else bytes(chunk)
+        yield _plain(chunk)
+
+
+def _plain(piece: bytes | str) -> bytes:
+    if type(piece) is bytes:
+        return piece
+    # Not bytes(piece), which makes so many NUL of a number.
+    return piece.encode() if isinstance(piece, str) else bytes(memoryview(piece))

@@ -6,13 +6,14 @@ and whatever else is rarely asked for, on the first access.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 from typing import Any, cast
 
 import urllib3
 from urllib3 import HTTPHeaderDict
-from urllib3.exceptions import InvalidChunkLength, InvalidHeader, ProtocolError
+from urllib3.exceptions import FullPoolError, InvalidChunkLength, InvalidHeader, ProtocolError
 from urllib3.response import BytesQueueBuffer
 
 from .. import http1
@@ -252,6 +253,14 @@ class Response(urllib3.HTTPResponse):
         # Asked when the object is dropped, too.
         body = self.__dict__.get("_fp")
         return (body is None or body.isclosed()) if self.auto_close else super().closed
+
+    def close(self) -> None:
+        """Close, and give the place in the pool back, which urllib3 does not: with block=True it would be gone."""
+        super().close()
+        # The garbage collector calls as well, in the middle of anything: no lock of a pool may be taken then.
+        if "_finalizing" not in self.__dict__:
+            with contextlib.suppress(FullPoolError):  # in a forked child the pool is empty
+                self.release_conn()
 
     def hurry(self) -> None:
         """Have the body come before the deadline of the request, if it has one: it is going to be read at once."""
