@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import logging
@@ -485,13 +486,75 @@ def test_overtime_has_an_end() -> None:
 
 
 def test_no_overtime_where_ports_are_plenty() -> None:
-    """Where nobody is short of ports the clock's word is enough."""
+    """Where nobody is short of ports, a time that the kernel named is enough, and it names one once."""
     books = Books(9)
-    books.close(books.take())
+    flow = books.close(books.take(), keeps=70.0)
     books.later(60.0)
+    assert books.usages()[str(A)].time_wait == 1
+    books.kernel.keep(flow, 10.0, late=1.0)
+    books.later(10.0)
 
     assert books.usages() == {}
-    assert books.kernel.questions == []
+    assert books.kernel.questions == [flow]
+
+
+@pytest.mark.parametrize("budget", [9, 1])
+@pytest.mark.parametrize("state", [State.FIN_WAIT1, State.LAST_ACK, State.ESTABLISHED])
+def test_a_port_that_the_kernel_keeps_for_longer_than_a_minute(budget: int, state: State) -> None:
+    """What a vanished peer, or a copy of the descriptor, makes the kernel keep counts, be ports short or plenty."""
+    books = Books(budget)
+    flow = books.close(books.take(), keeps=None, state=state)
+    for _ in range(10):
+        books.later(61.0)
+        assert books.usages()[str(A)].time_wait == 1
+    books.kernel.let_go(flow)
+    books.later(61.0)
+
+    assert books.usages() == {}
+
+
+@pytest.mark.parametrize("asks", ["take", "reserve", "join", "advance"])
+def test_the_kernel_is_asked_when_a_minute_is_over(asks: str) -> None:
+    """Whoever calls first after the time has the kernel asked, and no port is given out before it has answered."""
+    books = Books(3)
+    kept, gone = books.close(books.take(), keeps=None, state=State.FIN_WAIT1), books.close(books.take())
+    books.kernel.let_go(gone)
+    books.clock.advance(60.0)
+    if asks == "take":
+        assert books.ledger.take(Lease(books.ledger, books.want(), None, books.clock.now), books.clock.now)
+    elif asks == "reserve":
+        books.take()
+    elif asks == "join":
+        books.ledger.join(Caller(), [books.want()], books.clock.now)
+    else:
+        books.later(0.0)
+        books.take()
+
+    assert books.kernel.questions == [kept, gone]
+    books.take()
+    assert books.refuser().held == 3
+
+
+def test_a_question_that_cannot_be_put_frees_nothing() -> None:
+    """A port about which the kernel gives no answer counts on, and is asked about again."""
+    books = Books(9)
+    books.close(books.take(), keeps=0)
+    answers = books.ledger._closings._referee.ask
+    asked = []
+
+    def out_of_descriptors(flow: Flow) -> None:
+        asked.append(flow)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    books.ledger._closings._referee = books.kernel.referee._replace(ask=out_of_descriptors)
+    books.clock.advance(60.0)
+    books.ledger.advance(books.clock.now)
+    assert books.ledger.held(books.want().space) == 1
+    books.ledger._closings._referee = books.kernel.referee._replace(ask=answers)
+    books.later(0.2)
+
+    assert len(asked) == 1
+    assert books.usages() == {}
 
 
 def test_a_kernel_that_cannot_be_asked() -> None:

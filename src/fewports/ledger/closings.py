@@ -125,27 +125,35 @@ class Closings:
             account.kept.discard(closing)
             account.watched.discard(closing)
 
-    def over(self, now: float) -> Iterator[Closing]:
-        """Give those whose time is up.
+    def over(self, now: float, unsure: list[Closing], most: float = QUESTIONS) -> Iterator[Closing]:
+        """Give those whose time is up; note as *unsure* those, *most* of them, that the kernel is asked about first.
 
-        Where ports are short, the kernel's word counts and not the clock's.
+        They count until it says that they are gone: a peer that does not close, or has vanished, makes it keep a port
+        for longer than a minute. Where ports are short, its word counts even after a time that it named itself.
         """
-        while self.next_due() <= now:
+        while self.next_due() <= now and len(unsure) < most:
             if self._heap and (not self._queue or self._heap[0][0] < self._queue[0].due):
                 closing = heapq.heappop(self._heap)[1]
             else:
                 closing = self._queue.popleft()
-            pressed = any(account.pressed for account in closing.accounts)
-            if not (self._referee.ask and pressed and closing.overtime + now - closing.due < OVERTIME):
+            if not self._referee.ask or (closing.final and not self._late(closing, now)):
                 yield closing
                 continue
-            closing.overtime += 0.1
             closing.due = now + 0.1
             heapq.heappush(self._heap, (closing.due, closing))
             if closing.fresh or closing.ask_at == inf:
                 closing.fresh = False
                 closing.ask_at = now
                 self._ask_again(closing)
+            if not closing.final:
+                unsure.append(closing)
+
+    def _late(self, closing: Closing, now: float) -> bool:
+        """Say whether a port that is past its time goes on counting, because ports are short."""
+        if not any(account.pressed for account in closing.accounts) or closing.overtime + now - closing.due >= OVERTIME:
+            return False
+        closing.overtime += 0.1
+        return True
 
     def next_due(self) -> float:
         """Return when over() has something to give; inf for never."""
