@@ -485,17 +485,36 @@ def test_overtime_has_an_end() -> None:
     books.leave(caller)
 
 
-def test_no_overtime_where_ports_are_plenty() -> None:
-    """Where nobody is short of ports, a time that the kernel named is enough, and it names one once."""
+def test_a_port_whose_time_is_over_is_asked_about_where_ports_are_plenty_too() -> None:
+    """A port past the time that the kernel named counts for as long as the kernel holds it."""
     books = Books(9)
     flow = books.close(books.take(), keeps=70.0)
     books.later(60.0)
     assert books.usages()[str(A)].time_wait == 1
-    books.kernel.keep(flow, 10.0, late=1.0)
+    books.kernel.keep(flow, 10.0, late=0.3)
     books.later(10.0)
+    assert books.ledger.held(books.want().space) == 1
+    books.later(0.2)
+    assert books.ledger.held(books.want().space) == 1
+    books.later(0.2)
 
     assert books.usages() == {}
-    assert books.kernel.questions == [flow]
+
+
+def test_a_caller_whose_clock_is_old() -> None:
+    """Who waited for his turn asks with the time of before: what he learns of a port frees it no earlier."""
+    books = Books(1)
+    books.close(books.take(), keeps=40.0)
+    before = books.clock.now
+    books.clock.advance(5.0)
+    assert books.ledger.reserve(Caller(), [books.want()], before)
+    books.ledger.configure(budget=9)
+    books.later(34.9)
+
+    assert books.usages()[str(A)].time_wait == 1
+    books.later(0.1)
+    books.later(0.1)
+    assert books.usages() == {}
 
 
 @pytest.mark.parametrize("budget", [9, 1])
