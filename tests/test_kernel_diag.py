@@ -173,6 +173,32 @@ def test_both_ways_agree(monkeypatch: pytest.MonkeyPatch) -> None:
             assert before + 0.1 > between > after - 0.1
 
 
+@pytest.mark.parametrize("answer", ["nothing", "the listener"])
+def test_a_flow_that_is_missed_is_looked_for_again(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """The kernel may miss a flow that turns to TIME_WAIT at that moment: it is not free before a second look."""
+    ask, asked = diag._sockets.ask, []
+    with listen("127.0.0.1") as listener, time_wait("127.0.0.1") as flow:
+        address, port = listener.getsockname()
+        elsewhere = socket.inet_aton(address).ljust(16, b"\0")
+        of_listener = struct.pack("=BB2xI", socket.AF_INET, socket.IPPROTO_TCP, diag.ALL)
+        of_listener += struct.pack("!HH", port, 9) + elsewhere * 2 + bytes(4) + b"\xff" * 8
+
+        def misses_first(kind: int, body: bytes) -> bytes:
+            asked.append(body)
+            if len(asked) > 1:
+                return ask(kind, body)
+            if answer == "nothing":
+                raise OSError(errno.ENOENT, "no such socket")
+            return ask(kind, of_listener)
+
+        monkeypatch.setattr(diag._sockets, "ask", misses_first)
+        row = diag.look_up(flow)
+
+        assert row is not None
+        assert (row.flow, row.state) == (flow, State.TIME_WAIT)
+        assert asked == asked[:1] * 2
+
+
 def test_link_local() -> None:
     """A link-local flow is found by the scope's number or name, and a filter's scope is the interface's."""
     result = in_namespace("""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any, Self
@@ -16,6 +17,11 @@ from support.servers import SocksProxy
 
 import fewports
 from fewports import urllib3 as ours
+from fewports.address import Destination, PortSpace
+from fewports.dialing import stands
+from fewports.gated import GatedSocket, Recipe, open_socket
+from fewports.kernel.diag import State
+from fewports.ledger.account import Lease
 from fewports.ledger.local import Ledger
 from fewports.sync.timer import timer
 from fewports.urllib3 import HTTPConnection, HTTPConnectionPool, HTTPSConnection, HTTPSConnectionPool, PoolManager
@@ -249,3 +255,38 @@ def test_subclasses_of_our_connection(server: Door) -> None:
         assert pool.request("GET", "/").json() == BODY
         assert [getattr(connection, "connected", None) for connection in pool.home.quiet()] == [True]
         assert counts(book) == (0, 1, 0)
+
+
+def dialled(book: Ledger, server: Door) -> tuple[Lease, GatedSocket]:
+    """Take a lease for the server's port space, and open a socket that owns it."""
+    lease = Lease(book, book.want(PortSpace("127.0.0.1", Destination(*server.addresses[0])), 0.0), None, 0.0)
+    assert book.take(lease, 0.0)
+    return lease, open_socket(lease, Recipe(socket.AF_INET, (), None), ())
+
+
+def test_an_answer_that_comes_as_we_give_up_leaves_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that stood just after it was seen in SYN_SENT is reset by the close: its port was given back."""
+    book = fewports.Ledger()
+    with fresh_server() as server:
+        _, sock = dialled(book, server)
+        sock.connect(server.addresses[0])
+        monkeypatch.setattr("fewports.kernel.options.tcp_state", lambda sock: State.SYN_SENT)  # a moment ago
+        sock.close()
+
+        assert states(server.port) == {}
+        assert book.usage() == []
+
+
+def test_the_flow_is_the_one_that_the_kernel_has() -> None:
+    """Where the system's choice of a source has changed, the ledger asks about the flow that there is."""
+    book = fewports.Ledger()
+    with fresh_server() as server:
+        lease, sock = dialled(book, server)
+        sock.bind(("127.0.0.77", 0))
+        sock.connect(server.addresses[0])
+        stands(lease, sock, 0.0)
+
+        assert flows(book) == {(row.source, row.source_port) for row in client_rows(server.port)}
+        sock.close()
+        book.usage()
+        assert states(server.port) == {} or counts(book) == (0, 0, 1)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from math import inf
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
-from .address import Destination, Flow, sockaddr
-from .dial import ATTEMPT_DELAY, DialPlan, Meaning, To
+from .address import Destination, Flow, from_sockaddr, sockaddr
+from .dial import ATTEMPT_DELAY, DialPlan, Meaning, To, routes
 from .events import CloseReason, DialFailed
 from .gated import CallFailed, GatedSocket, SocketName, SocketOption, open_socket, recipe
 from .kernel.facts import port_range
@@ -83,7 +83,14 @@ class Limits(NamedTuple):
 def stands(lease: Lease, sock: GatedSocket, now: float) -> None:
     """Note that the connection of *lease* stands."""
     space = lease.want.space
-    lease.ledger.opened(lease, Flow(space.source, sock.getsockname()[1], space.destination), now)
+    name = sock.getsockname()
+    source = space.source
+    if name[0] != source and "%" not in source:
+        # The system's choice has changed since Routes asked for it. Its port is charged to the old choice, but the
+        # kernel will be asked about the flow that there is.
+        source = from_sockaddr(name)[0]
+        routes.forget()
+    lease.ledger.opened(lease, Flow(source, name[1], space.destination), now)
 
 
 def close_failed(lease: Lease, sock: GatedSocket, error: OSError, clock: Callable[[], float], port: int = 0) -> None:

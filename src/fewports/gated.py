@@ -11,6 +11,7 @@ import _socket
 import os
 import socket
 import ssl
+import struct
 import sys
 import threading
 import warnings
@@ -25,6 +26,7 @@ from .kernel import facts, options
 from .kernel.diag import State
 from .ledger.account import Lease
 
+ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: no FIN and no TIME_WAIT; only where no data can be under way
 DEPTH = 4  # wrappers around a socket: a proxy and a destination, each with TLS
 # Idle and clean connections whose port costs nothing to free: no data can still be under way.
 _SPARED = {CloseReason.GAVE_WAY, CloseReason.POOL_CLOSED}
@@ -324,7 +326,10 @@ def _state_before(sock: Gated, lease: Lease, spare: bool) -> int | None:
     """Find the state of the connection, and prepare the close that suits it."""
     try:
         state = options.tcp_state(sock)
-        if lease.flow is None and state != _SYN_SENT:
+        if state == _SYN_SENT:
+            # The peer may answer before close(): then it gets a reset, as for an answer that comes after that.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+        elif lease.flow is None:
             # It stood, or stood already, although nobody had noted that: its port may stay.
             address, port = from_sockaddr(sock.getsockname())
             lease.flow = Flow(address, port, lease.space.destination) if port else None

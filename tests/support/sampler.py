@@ -1,10 +1,11 @@
 """The referee: how many ports the kernel says are held, independent of fewports' own view of the kernel.
 
-Two rules. A row counts whatever its state (TIME_WAIT, SYN_SENT and FIN_WAIT included), if its *destination* port is
-one of the servers'; on loopback the server's end of a connection is a row as well, with that port as its source. And
-a reading is two dumps one after the other, of which the rows in both count: one dump is no snapshot, and a flow that
-ends while another begins could be counted beside it. So a reading may be short of a flow that lived for less than the
-two dumps, and never says too many.
+Three rules. A row counts whatever its state (TIME_WAIT, SYN_SENT and FIN_WAIT included), if its *destination* port is
+one of the servers'; on loopback the server's end of a connection is a row as well, with that port as its source. One in
+TIME_WAIT counts for as long as no other connect() can have its port: where tcp_tw_reuse applies, as it does on loopback
+by default, that is for a second, although the row stays for a minute. And a reading is two dumps one after the other,
+of which the rows in both count: one dump is no snapshot, and a flow that ends while another begins could be counted
+beside it. So a reading may be short of a flow that lived for less than the two dumps, and never says too many.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20  # linux/sock_diag.h
 NLM_F_REQUEST_DUMP = 0x301
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 LISTEN, TIME_WAIT = 10, 6
+MINUTE = 60.0  # seconds; TCP_TIMEWAIT_LEN, include/net/tcp.h
 ANY_STATE = 0xFFFFFFFF
 STATES = (
     "",
@@ -46,7 +48,7 @@ class Space(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One socket of the kernel."""
+    """One socket of the kernel; *left* are the seconds until its timer runs out, if it has one."""
 
     source: str
     source_port: int
@@ -54,10 +56,15 @@ class Row(NamedTuple):
     port: int
     state: str
     cookie: int
+    left: float
 
     @property
     def space(self) -> Space:
         return Space(self.source, self.address, self.port)
+
+    def counts(self) -> bool:
+        """Say whether its port is held."""
+        return self.state != "TIME_WAIT" or MINUTE - self.left < _hold(self.source, self.address)
 
 
 class Sample(NamedTuple):
@@ -84,15 +91,16 @@ class Kernel:
         """Return the addresses at which somebody listens on *port*."""
         return {row.source for row in self._dump() if row.state == "LISTEN" and row.source_port == port}
 
-    def held(self, ports: tuple[int, ...]) -> Counter[Space]:
-        """Count what is held at one moment, that between two dumps."""
+    def held(self, ports: tuple[int, ...]) -> list[Row]:
+        """Return what is held at one moment, that between two dumps."""
         before = {row[:4]: row.cookie for row in self.rows(ports)}
         # A socket that turns to TIME_WAIT goes on under a new cookie.
-        return Counter(
-            row.space
+        return [
+            row
             for row in self.rows(ports)
             if before.get(row[:4]) == row.cookie or (row.state == "TIME_WAIT" and row[:4] in before)
-        )
+            if row.counts()
+        ]
 
     def _dump(self) -> Iterator[Row]:
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -119,8 +127,18 @@ def _row(data: bytes, offset: int, length: int) -> Row:
     """Read struct inet_diag_msg: family, state, timer, retransmits, then struct inet_diag_sockid."""
     state, source_port, port = struct.unpack_from("!xBxxHH", data, offset)
     source, address = data[offset + 8 :][:length], data[offset + 24 :][:length]
-    (cookie,) = struct.unpack_from("=Q", data, offset + 44)
-    return Row(_text(source), source_port, _text(address), port, STATES[state], cookie)
+    cookie, left = struct.unpack_from("=QI", data, offset + 44)  # idiag_expires is in milliseconds
+    return Row(_text(source), source_port, _text(address), port, STATES[state], cookie, left / 1000)
+
+
+def _hold(source: str, address: str) -> float:
+    """Return for how many seconds a TIME_WAIT keeps others from its port: see tcp_tw_reuse in ip-sysctl.rst."""
+    reuse = int(Path("/proc/sys/net/ipv4/tcp_tw_reuse").read_text())
+    loopback = any(ipaddress.ip_address(end).is_loopback for end in (source, address))
+    if reuse == 0 or (reuse == 2 and not loopback):
+        return MINUTE
+    delay = Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay")  # Linux 6.14; before that it was a second
+    return int(delay.read_text()) / 1000 if delay.exists() else 1.0
 
 
 def _text(packed: bytes) -> str:
@@ -143,8 +161,8 @@ def held(*ports: int) -> dict[Space, int]:
 class KernelSampler:
     """Takes a reading every *interval* seconds, in a process of its own, while the block lasts.
 
-    After it *series* has the readings, *maximum* the largest number held at once by each port space, and *peak* the
-    largest of those (0 if nothing was seen).
+    After it *series* has the readings, *maximum* the largest number held at once by each port space, *peak* the
+    largest of those (0 if nothing was seen), and *most* the rows of the reading with the most.
     """
 
     def __init__(self, *ports: int, interval: float = 0.01) -> None:
@@ -153,6 +171,7 @@ class KernelSampler:
         self._process: subprocess.Popen[str] | None = None
         self.series: list[Sample] = []
         self.maximum: dict[Space, int] = {}
+        self.most: list[Row] = []
 
     @property
     def peak(self) -> int:
@@ -174,7 +193,9 @@ class KernelSampler:
     ) -> None:
         assert self._process
         text, _ = self._process.communicate()
-        self.series = [Sample(at, {Space(*space): number for space, number in pairs}) for at, pairs in json.loads(text)]
+        series, most = json.loads(text)
+        self.series = [Sample(at, {Space(*space): number for space, number in pairs}) for at, pairs in series]
+        self.most = [Row(*row) for row in most]
         for sample in self.series:
             for space, number in sample.held.items():
                 self.maximum[space] = max(number, self.maximum.get(space, 0))
@@ -186,16 +207,20 @@ def main(interval: str, *ports: str) -> None:
     wanted = tuple(map(int, ports))
     series: list[tuple[float, list[tuple[Space, int]]]] = []
     last: Counter[Space] | None = None
+    most: list[Row] = []
     due = time.monotonic()
     while True:
-        now = kernel.held(wanted)
+        rows = kernel.held(wanted)
+        now = Counter(row.space for row in rows)
         if now != last:
             series.append((time.monotonic(), list(now.items())))
+            most = max(rows, most, key=len)
         if last is None:
             os.write(1, b"ready\n")
         last = now
         due = max(due + float(interval), time.monotonic())
         if select.select([0], [], [], max(due - time.monotonic(), 0))[0]:
             break
-    series.append((time.monotonic(), list(kernel.held(wanted).items())))
-    sys.stdout.write(json.dumps(series))
+    final = Counter(row.space for row in kernel.held(wanted))
+    series.append((time.monotonic(), list(final.items())))
+    sys.stdout.write(json.dumps([series, most]))

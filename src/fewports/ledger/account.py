@@ -320,7 +320,8 @@ class Want(NamedTuple):
 class Waiter:
     """A caller in line. The first outcome wins: a lease, a connection, or having left.
 
-    *wake* is called from any thread once there is an outcome.
+    *wake* is called from any thread once there is an outcome; and without one, so that the caller looks for an idle
+    connection to close, where another account keeps it waiting from now on: see ``decided``.
     """
 
     __slots__ = ("_box", "holder", "joined", "lines", "ticket", "wake", "wants")

@@ -125,27 +125,27 @@ class Closings:
             account.kept.discard(closing)
             account.watched.discard(closing)
 
-    def over(self, now: float) -> Iterator[Closing]:
-        """Give those whose time is up.
+    def over(self, now: float, unsure: list[Closing], most: float = QUESTIONS) -> Iterator[Closing]:
+        """Give those whose time is up; note as *unsure* those, *most* of them, that the kernel is asked about first.
 
-        Where ports are short, the kernel's word counts and not the clock's.
+        They count until it says that they are gone: a peer that does not close, or has vanished, makes it keep a port
+        for longer than a minute. A time that it named itself is asked about too: it was reckoned from the clock of a
+        caller who may have waited for his turn since, and the kernel's timers are coarse.
         """
-        while self.next_due() <= now:
+        while self.next_due() <= now and len(unsure) < most:
             if self._heap and (not self._queue or self._heap[0][0] < self._queue[0].due):
                 closing = heapq.heappop(self._heap)[1]
             else:
                 closing = self._queue.popleft()
-            pressed = any(account.pressed for account in closing.accounts)
-            if not (self._referee.ask and pressed and closing.overtime + now - closing.due < OVERTIME):
+            if not self._referee.ask or closing.overtime >= OVERTIME:
                 yield closing
                 continue
-            closing.overtime += 0.1
+            if closing.final:
+                closing.overtime += 0.1
             closing.due = now + 0.1
             heapq.heappush(self._heap, (closing.due, closing))
-            if closing.fresh or closing.ask_at == inf:
-                closing.fresh = False
-                closing.ask_at = now
-                self._ask_again(closing)
+            closing.fresh = False
+            unsure.append(closing)
 
     def next_due(self) -> float:
         """Return when over() has something to give; inf for never."""
@@ -227,3 +227,5 @@ class Closings:
         if closing.ask_at < inf:
             for account in filter(_keeps, closing.want.accounts):
                 heapq.heappush(account.questions, (closing.ask_at, closing))
+                if len(account.questions) > 2 * len(account.kept) + 16:
+                    account.tidy()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from math import inf
 from time import monotonic
 from weakref import WeakSet
 
@@ -35,7 +36,7 @@ from ..source import Sources
 from ..usage import Usage
 from .account import GRACE, Account, Closing, Holder, Lease, Waiter, Want, full_accounts
 from .accounts import Accounts
-from .closings import Closings, Referee, kernel_referee, system_capacity
+from .closings import QUESTIONS, Closings, Referee, kernel_referee, system_capacity
 from .hook import Hook
 from .lines import Lines
 from .promises import Promise, Promises
@@ -152,9 +153,10 @@ class Ledger:
         capacity = self._referee.capacity
         if capacity is not system_capacity and (ports := capacity(now)) != self._accounts.capacity:
             self._resize(ports, now)
+        unsure: list[Closing] = []
         with self._lock:
             if self._orphans or self._closings.next_due() <= now:
-                self._catch_up(now)
+                unsure = self._catch_up(now)
             if not lease.want.accounts[0].limit:
                 lease.want = self._accounts.same(lease.want)
             taken = self._refuser(lease.want, now) is None
@@ -162,6 +164,7 @@ class Ledger:
                 self._book(lease)
         if self._out:
             self._act()
+        self._ask(unsure, now)
         return taken
 
     def give_up(self, lease: Lease, now: float) -> None:
@@ -180,19 +183,20 @@ class Ledger:
         while True:
             with self._lock:
                 wants = self._current(wants)
-                self._catch_up(now)
+                questions = self._catch_up(now)
                 refuser = self._serve(waiter, wants, now)
-                questions = self._closings.questions(full_accounts(wants, now), now) if refuser and ask else []
+                if refuser and ask:
+                    questions += self._closings.questions(full_accounts(wants, now), now)
             if self._out:
                 self._act()
-            if not refuser or not self._ask(questions, now):
+            if not self._ask(questions, now) or not refuser:
                 return refuser
 
     def join(self, waiter: Waiter, wants: Sequence[Want], now: float) -> None:
         """Put *waiter* in line for the first of *wants* to have room; it keeps its place if it had one."""
         with self._lock:
             waiter.wants = self._current(wants)
-            self._catch_up(now)
+            unsure = self._catch_up(now)
             if (refuser := self._serve(waiter, waiter.wants, now)) and not waiter.decided:
                 self._lines.join(waiter, now)
                 if waiter.joined is None:
@@ -201,6 +205,7 @@ class Ledger:
                         self._out.append(WaitStarted(refuser.usage()))
         if self._out:
             self._act()
+        self._ask(unsure, now)
 
     def leave(self, waiter: Waiter, now: float, *, served: bool) -> None:
         """Take *waiter* out of all lines; a lease that it was given and did not use goes back."""
@@ -347,15 +352,15 @@ class Ledger:
     def advance(self, now: float, *, thorough: bool = False) -> None:
         """Free what is due, ask the kernel where somebody waits (or, *thorough*, everywhere), serve the line."""
         with self._lock:
-            self._catch_up(now)
+            questions = self._catch_up(now, inf if thorough else QUESTIONS)
             self._lines.probe(now)
             for account, number in self._promises.late(now).items():
                 self._out.extend(account.foremost(number))  # who look for another connection to close
             leases = list(self._leases) if now >= self._reaped + GRACE else []
-            questions = self._closings.questions(self._full, now)
+            questions += self._closings.questions(self._full, now)
             if thorough:
                 questions += self._closings.questions(list(self._accounts.values()), now)
-                questions = list(dict.fromkeys((*questions, *self._closings.watched)))
+                questions += self._closings.watched
         if self._out:
             self._act()
         self._ask(questions, now)
@@ -494,12 +499,15 @@ class Ledger:
         if self._out:
             self._act()
 
-    def _catch_up(self, now: float) -> None:
+    def _catch_up(self, now: float, most: float = QUESTIONS) -> list[Closing]:
+        """See to what came while nobody called; return what the kernel is to be asked about once the lock is free."""
         while self._orphans:
             self._adopt(*self._orphans.popleft(), now)
+        unsure: list[Closing] = []
         if self._closings.next_due() <= now:
-            for closing in self._closings.over(now):
+            for closing in self._closings.over(now, unsure, most):
                 self._free(closing, now)
+        return unsure
 
     def _adopt(self, lease: Lease, time_wait: bool, watch: bool, now: float) -> None:
         if lease.state >= Lease.RELEASED:
@@ -517,6 +525,7 @@ class Ledger:
         """Ask the kernel about each of *questions*; say whether a port came free. Takes the lock itself."""
         if not questions:
             return False
+        questions = list(dict.fromkeys(questions))
         free = [self._closings.ask(closing, now) for closing in questions]
         with self._lock:
             for closing, gone in zip(questions, free, strict=True):
