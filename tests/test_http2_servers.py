@@ -20,7 +20,8 @@ from urllib3 import HTTPHeaderDict
 import fewports
 import fewports.requests
 
-APPLICATIONS = ("nginx", "h2")  # nghttpd has files only
+# nghttpd serves files only.
+with_application = pytest.mark.parametrize("server", ["nginx", "h2"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +45,6 @@ def server(request: pytest.FixtureRequest, tls: bool, app: HttpServer) -> Iterat
 def asked(server: Listening) -> Iterator[Client]:
     with client(server) as made:
         yield made
-
-
-def files_only(made: Client) -> bool:
-    return type(made.server).__name__ == "Nghttpd"
 
 
 def test_a_response_is_one_of_urllib3(asked: Client) -> None:
@@ -203,79 +200,80 @@ def test_requests_over_http2(server: Listening) -> None:
 # Below: what needs an application behind the server.
 
 
-@pytest.fixture
-def applied(asked: Client) -> Client:
-    if files_only(asked):
-        pytest.skip("nghttpd serves files only")
-    return asked
-
-
-def test_redirects_are_followed(applied: Client) -> None:
+@with_application
+def test_redirects_are_followed(asked: Client) -> None:
     """Three steps lead to the end on the same connection."""
-    response = applied.get("/redirect?n=3&to=/hello", retries=None)
+    response = asked.get("/redirect?n=3&to=/hello", retries=None)
 
     assert (response.status, response.data) == (200, HELLO)
-    assert applied.get("/redirect?to=/hello", redirect=False).status == 302
-    assert applied.opened == 1
+    assert asked.get("/redirect?to=/hello", redirect=False).status == 302
+    assert asked.opened == 1
 
 
-def test_retries_on_a_status(applied: Client) -> None:
+@with_application
+def test_retries_on_a_status(asked: Client) -> None:
     """status_forcelist asks again, as often as it says, on the same connection."""
     retry = urllib3.Retry(2, status_forcelist=[503], backoff_factor=0)
     with pytest.raises(urllib3.exceptions.MaxRetryError):
-        applied.get("/status?code=503", retries=retry)
+        asked.get("/status?code=503", retries=retry)
 
-    assert applied.get().status == 200
-    assert applied.opened == 1
+    assert asked.get().status == 200
+    assert asked.opened == 1
 
 
-def test_slow_responses_run_at_once(applied: Client) -> None:
+@with_application
+def test_slow_responses_run_at_once(asked: Client) -> None:
     """Thirty responses that take 0.3 s each take little more than that together, on one port."""
-    asides = [Aside(lambda: applied.get("/slow?s=0.3").status) for _ in range(30)]
+    asides = [Aside(lambda: asked.get("/slow?s=0.3").status) for _ in range(30)]
 
     assert [aside.result(2) for aside in asides] == [200] * 30
-    assert applied.opened == 1
+    assert asked.opened == 1
 
 
-def test_a_time_out_leaves_the_others_alone(applied: Client) -> None:
+@with_application
+def test_a_time_out_leaves_the_others_alone(asked: Client) -> None:
     """One caller's read time-out ends its own stream; its siblings on the connection are served."""
-    siblings = [Aside(lambda: applied.get("/slow?s=0.6").status) for _ in range(3)]
+    siblings = [Aside(lambda: asked.get("/slow?s=0.6").status) for _ in range(3)]
     with pytest.raises(urllib3.exceptions.ReadTimeoutError):
-        applied.get("/slow?s=5", timeout=0.2)
+        asked.get("/slow?s=5", timeout=0.2)
 
     assert [sibling.result() for sibling in siblings] == [200] * 3
-    assert applied.opened == 1
-    assert until(lambda: applied.counts == (0, 1, 0))
+    assert asked.opened == 1
+    assert until(lambda: asked.counts == (0, 1, 0))
 
 
-def test_a_body_without_a_length(applied: Client) -> None:
+@with_application
+def test_a_body_without_a_length(asked: Client) -> None:
     """A response that does not say how long it is ends where its stream ends."""
-    assert applied.get("/chunked?n=100000").data == bytes(100_000)
+    assert asked.get("/chunked?n=100000").data == bytes(100_000)
 
 
-def test_many_status_codes(applied: Client) -> None:
+@with_application
+def test_many_status_codes(asked: Client) -> None:
     """204 and 304 have no body; 500 is a response."""
     for code in (200, 201, 204, 304, 400, 500):
-        assert applied.get(f"/status?code={code}").status == code
+        assert asked.get(f"/status?code={code}").status == code
 
-    assert applied.opened == 1
+    assert asked.opened == 1
 
 
-def test_what_the_server_sees(applied: Client) -> None:
+@with_application
+def test_what_the_server_sees(asked: Client) -> None:
     """Method, path, query and header fields arrive; what HTTP/2 has no use for does not (RFC 9113, section 8.2.2)."""
     fields = {"X-Some": "thing", "Connection": "keep-alive, x-gone", "Keep-Alive": "timeout=5", "TE": "trailers"}
-    told = applied.get("/headers?a=b%20c", headers=fields).json()
+    told = asked.get("/headers?a=b%20c", headers=fields).json()
     headers = {name.lower(): value for name, value in told["headers"]}
 
     assert (told["method"], told["path"], told["query"]) == ("GET", "/headers", {"a": "b c"})
     assert headers["x-some"] == "thing"
     assert "keep-alive" not in headers
-    if type(applied.server) is H2Server:
+    if type(asked.server) is H2Server:
         assert "connection" not in headers
         assert "host" not in headers
 
 
-def test_json_goes_out(applied: Client) -> None:
+@with_application
+def test_json_goes_out(asked: Client) -> None:
     """json= and fields= are urllib3's."""
-    assert applied.request("POST", "/echo", json=SMALL).json() == SMALL
-    assert b"value" in applied.request("POST", "/echo", fields={"name": "value"}).data
+    assert asked.request("POST", "/echo", json=SMALL).json() == SMALL
+    assert b"value" in asked.request("POST", "/echo", fields={"name": "value"}).data
