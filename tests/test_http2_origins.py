@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -197,10 +198,11 @@ def test_redirects_between_protocols(both: Nginx, tls: bool) -> None:
         assert until(lambda: open_rows(old.port) == ["ESTABLISHED"])
 
 
-def test_http2_through_a_connect_proxy(both: Nginx) -> None:
-    """Sixteen threads through a proxy share one tunnel, which is one port towards the proxy."""
+@pytest.mark.parametrize("tls", [False, True], ids=["http proxy", "https proxy"])
+def test_http2_through_a_connect_proxy(both: Nginx, tls: bool) -> None:
+    """Sixteen threads through a proxy share one tunnel, which is one port towards the proxy; in TLS within TLS too."""
     book = fewports.Ledger()
-    with HttpProxy() as proxy:
+    with HttpProxy(tls=tls) as proxy:
         with proxy_from_url(proxy.url, ca_certs=both.ca_path, ledger=book) as http:
             asides = [Aside(lambda: http.request("GET", both.url + "/hello", retries=False)) for _ in range(16)]
             responses: list[Any] = [aside.result() for aside in asides]
@@ -212,16 +214,36 @@ def test_http2_through_a_connect_proxy(both: Nginx) -> None:
         assert until(lambda: book.usage() == [])
 
 
-def test_tls_within_tls_is_not_shared(both: Nginx) -> None:
-    """Behind a proxy that is spoken to over TLS requests are HTTP/1.1."""
-    book = fewports.Ledger()
-    with HttpProxy(tls=True) as proxy:
-        http = proxy_from_url(proxy.url, ca_certs=both.ca_path, ledger=book)
-        responses = [http.request("GET", both.url + "/hello", retries=False) for _ in range(3)]
+def test_bodies_through_tls_within_tls() -> None:
+    """What is too much for the kernel's buffers, both ways and from four threads at once, arrives as it was sent."""
+    bodies = [bytes([number]) * 8_000_000 for number in range(4)]
+    with (
+        HttpProxy(tls=True) as proxy,
+        H2Server(tls=True, window=2**24) as server,
+        proxy_from_url(proxy.url, ca_certs=server.ca_path, ledger=fewports.Ledger()) as http,
+    ):
+        asides = [Aside(lambda body=body: http.request("POST", server.url + "/echo", body=body)) for body in bodies]
+        began = time.monotonic()
+        responses: list[Any] = [aside.result(30) for aside in asides]
 
-        assert {(response.version, response.data) for response in responses} == {(11, HELLO)}
-        assert len(proxy.stats()["tunnels"]) == 1
-        http.clear()
+        assert time.monotonic() - began < 6  # Nagle's algorithm, which urllib3 leaves on towards proxies, made it 20
+        assert [(response.version, response.data) for response in responses] == [(20, body) for body in bodies]
+        assert proxy.stats()["accepted"] == 1
+
+
+def test_tls_within_tls_that_ends() -> None:
+    """Who waits when the proxy is gone gets an error of urllib3's, and no port is held."""
+    book = fewports.Ledger()
+    with H2Server(tls=True) as server:
+        with HttpProxy(tls=True) as proxy:
+            http = proxy_from_url(proxy.url, ca_certs=server.ca_path, ledger=book)
+            asides = [Aside(lambda: http.request("GET", server.url + "/slow?s=9", retries=False)) for _ in range(4)]
+            assert until(lambda: server.stats()["running"] == 4)
+        for aside in asides:
+            with pytest.raises(HTTPError):
+                aside.result()
+
+        assert until(lambda: book.usage() == [])
 
 
 def test_requests_through_a_connect_proxy(both: Nginx) -> None:

@@ -37,6 +37,8 @@ class Proxy:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*self._tls)
         (listener,) = listen([self._address])
+        # What it accepts inherits this. Copied bytes are small writes: each would wait for the client's delayed ACK.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server = await asyncio.start_server(self._serve, sock=listener, ssl=context, backlog=8192)
         return {"addresses": [listener.getsockname()[:2]]}
 

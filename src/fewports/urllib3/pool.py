@@ -165,7 +165,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         if self.proxy is None:
             return True
         forwards = self.proxy_config is not None and self.proxy_config.use_forwarding_for_https
-        return self.proxy.scheme != "https" and not forwards  # TLS in TLS cannot be shared
+        return not forwards
 
     def _shell(self) -> HTTPConnection | None:
         """Return a closed connection to use again; None: make one."""

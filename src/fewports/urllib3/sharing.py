@@ -6,6 +6,7 @@ time; the others wait for what comes of it.
 
 from __future__ import annotations
 
+import socket
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -17,11 +18,13 @@ from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve
 
 from .. import http2
 from ..events import CloseReason
+from ..gated import gated
 from ..http1 import RemoteProtocolError
 from ..ledger.account import Lease, Waiter
 from ..pool import ALONE, Place, Pool, PoolClosed
 from ..sharing import Search
 from ..sync.dial import Alarm
+from ..sync.nested import unblocked
 from ..sync.shared import SharedWire
 from ..sync.timer import timer
 from .gate import Gate
@@ -170,7 +173,10 @@ class Sharing:
                 raise ProtocolError("The server does not offer HTTP/2, and http2=True takes nothing else.")
             self._opened(None, plain=True)
             return
-        carrier = SharedWire(self.sock, home)
+        if (bare := gated(self.sock)) is not None:
+            # urllib3 leaves Nagle's algorithm on towards proxies: small frames would wait for delayed ACKs, 40 ms each.
+            bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        carrier = SharedWire(cast(Any, unblocked(self.sock)), home)
         carrier.lease, carrier.expires = self.lease, self.expires
         carrier.origin = self._origin()
         carrier.flags = (self.is_verified, self.proxy_is_verified, self._has_connected_to_proxy)

@@ -42,9 +42,17 @@ class Offer:
         """Leave urllib3's list: ours is set when the handshake begins."""
 
     def wrap_socket(self, *args: Any, **keywords: Any) -> ssl.SSLSocket:
-        context = cast(ssl.SSLContext, object.__getattribute__(self, "_context"))
-        context.set_alpn_protocols(object.__getattribute__(self, "_protocols"))
-        return context.wrap_socket(*args, **keywords)
+        return _offering(self).wrap_socket(*args, **keywords)
+
+    def wrap_bio(self, *args: Any, **keywords: Any) -> ssl.SSLObject:
+        return _offering(self).wrap_bio(*args, **keywords)
+
+
+def _offering(offer: Offer) -> ssl.SSLContext:
+    """Return the context of *offer* after having it make that."""
+    context = cast(ssl.SSLContext, object.__getattribute__(offer, "_context"))
+    context.set_alpn_protocols(object.__getattribute__(offer, "_protocols"))
+    return context
 
 
 Encoded = tuple[tuple[Field, ...], bytes]
