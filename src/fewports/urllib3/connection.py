@@ -15,6 +15,7 @@ import re
 import socket
 import ssl
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from http.client import (  # type: ignore[attr-defined]
     _CS_IDLE,
@@ -49,6 +50,7 @@ from ..ledger.account import Lease
 from ..pool import PoolClosed, kept_until
 from ..sync.dial import dial, resolve
 from ..sync.shared import SharedWire
+from ..sync.timer import timer
 from ..sync.wire import TOGETHER, Wire
 from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
 from .patched import untouched
@@ -82,6 +84,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
 
     gate: Gate = open_gate
     lease: Lease | None = None
+    lost: deque[None] | None = None  # is told of its place, if a response has it, and is dropped unread
     idle_since: float = 0.0
     expires: float = inf
     aged: float = inf  # when it is too old; the server may have asked for less
@@ -107,6 +110,12 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         cls._plain = all(getattr(cls, name) is getattr(HTTPConnection, name) for name in _OVERRIDABLE)
+
+    def __del__(self) -> None:
+        # The garbage collector calls, in the middle of anything: no lock may be taken.
+        if self.lost is not None:
+            self.lost.append(None)
+            timer.kick()
 
     def connect(self) -> None:
         """Connect, or take over an idle connection of the pool that comes free first."""

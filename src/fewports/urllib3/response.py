@@ -256,9 +256,12 @@ class Response(urllib3.HTTPResponse):
 
     def close(self) -> None:
         """Close, and give the place in the pool back, which urllib3 does not: with block=True it would be gone."""
-        super().close()
-        # The garbage collector calls as well, in the middle of anything: no lock of a pool may be taken then.
-        if "_finalizing" not in self.__dict__:
+        # The garbage collector calls as well, in the middle of anything: no lock of a pool may be taken then. What a
+        # stream of HTTP/2 and the place take to come back is noted as they are dropped.
+        finalizing = "_finalizing" in self.__dict__
+        if not finalizing or self.version != 20:
+            super().close()
+        if not finalizing:
             with contextlib.suppress(FullPoolError):  # in a forked child the pool is empty
                 self.release_conn()
 
