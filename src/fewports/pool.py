@@ -120,7 +120,8 @@ class Pool(Generic[C]):
         shared = list(self._sharing.seats)
         self._sharing = Sharing(self.may_share)
         self.used = 0
-        self.lost: deque[None] = deque()  # places whose users are gone; filled where no lock may be taken
+        # Places whose users are gone; filled where no lock may be taken. Without a bound nobody misses them.
+        self.lost: deque[None] | None = None if self.limits.bound is None else deque()
         self.closed = False  # refuses
         self.keeps = True
         self.abandoned = False  # whoever would close it is gone; the timer does
