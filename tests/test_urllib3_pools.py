@@ -145,6 +145,20 @@ def test_a_response_that_is_dropped_gives_its_place_back(server: Door, kept: boo
         assert until(lambda: counts(pool.gate.ledger)[0] == 0)
 
 
+def test_without_a_bound_a_place_is_counted_as_in_urllib3(server: Door) -> None:
+    """Where nobody waits for places, that of a response that was dropped stays counted, as urllib3's own tests want."""
+    sizes = []
+    for kind in (urllib3.HTTPConnectionPool, HTTPConnectionPool):
+        with kind(server.host, server.port, maxsize=5) as pool:
+            for _ in range(2):
+                pool.urlopen("GET", "/", preload_content=False)
+                pool.urlopen("GET", "/")
+            assert pool.pool is not None
+            sizes.append(pool.pool.qsize())
+
+    assert sizes == [3, 3]
+
+
 def test_who_waits_gets_the_place_of_a_response_that_is_dropped(server: Door) -> None:
     """Who is in line is served at once, in turn, before who comes later; the pool is watched as long as one waits."""
     with pool_of(server, maxsize=1) as pool:
