@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -23,7 +24,7 @@ from faces import BODY, Aside, Door, counts, fresh_h2, fresh_server, run_script,
 from support.ledgers import disagreements
 from support.listeners import listen
 from support.scripted import Peer, Scripted
-from support.servers import H2Server, HttpServer
+from support.servers import H2Server, HttpProxy, HttpServer
 from test_fork import forked, sockets
 from urllib3.exceptions import ClosedPoolError, HTTPError, MaxRetryError, ProtocolError, UnrewindableBodyError
 from ways import Way
@@ -732,6 +733,37 @@ def test_idle_connections_are_closed_in_time(way: Way) -> None:
             async with fewports.AsyncPoolManager(retries=False, ledger=book, idle_limit=0.05) as http:
                 await http.request("GET", server.url)
                 assert await way.until(lambda: counts(book) == (0, 0, 0))
+
+    way.run(case)
+
+
+def test_credentials_in_the_url_of_a_proxy(way: Way) -> None:
+    """They are sent to the proxy as Basic, in CONNECT or with each request, and to nobody behind a tunnel."""
+
+    async def case() -> None:
+        with HttpServer(tls=True) as server, HttpProxy(credentials=("m\u00e9", "pa:ss@")) as proxy:
+            url = proxy.url.replace("://", "://m%C3%A9:pa%3Ass%40@")
+            async with way.manager(url, ca_certs=server.ca_path, retries=False) as http:
+                seen = (await http.get(server.url + "/headers")).json()
+            async with way.manager(url, proxy_headers={"proxy-authorization": "Basic other"}, retries=False) as http:
+                status = (await http.get("http://127.0.0.1:9/")).status
+            assert "proxy-authorization" not in str(seen).lower()
+            assert status == 407
+        requests: list[bytes] = []
+
+        def keep(peer: Peer) -> None:
+            requests.append(peer.request())
+            peer.answer()
+
+        with Scripted(keep, keep) as plain:
+            for headers in ({}, {"Proxy-Authorization": "mine"}):
+                async with way.manager(plain.url.replace("://", "://me@"), retries=False) as http:
+                    await http.get("http://example.com/", headers=headers)
+
+        assert [re.findall(rb"(?i)proxy-authorization: (.*)\r", each) for each in requests] == [
+            [b"Basic bWU6"],
+            [b"mine"],
+        ]
 
     way.run(case)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -33,6 +34,23 @@ def test_a_bounded_pool_bounds_the_streams(server: H2Server) -> None:
         assert [aside.result() for aside in asides] == [200] * 8
         assert server.stats()["most_running"] == 2
         assert server.stats()["accepted"] == 1
+
+
+def test_a_stream_that_is_dropped_gives_its_place_back(server: H2Server) -> None:
+    """Who waits in line gets the place of a response that nobody reads, at once; and the next one does."""
+    with client(server, maxsize=1, block=True) as made:
+        for _ in range(3):
+            response = made.get("/bytes?n=20000000", preload_content=False)
+            aside = Aside(lambda: made.get("/hello", pool_timeout=5).status)
+            aside.join(0.05)
+            assert aside.is_alive()
+            began = time.monotonic()
+            del response
+
+            assert aside.result() == 200
+            assert time.monotonic() - began < 0.5
+        assert server.stats()["accepted"] == 1
+        assert until(lambda: made.counts == (0, 1, 0))
 
 
 def test_a_wait_for_a_place_ends(server: H2Server) -> None:

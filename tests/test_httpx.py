@@ -177,6 +177,11 @@ def test_a_request_goes_out_in_one_piece(lib: ModuleType) -> None:
         ([("Host", "a"), ("X-A", "b\r\nX-C: d")], b""),
         ([("Host", "a"), ("X A", "b")], b""),
         ([("X-A", "b")], b""),
+        ([("Host", "a"), ("X-A", " b")], b""),
+        ([("Host", "a"), ("X-A", "b\t")], b""),
+        ([("Host", "a"), ("X-A", " ")], b""),
+        ([("Host", "a"), ("X-A", "b\x0bc")], b""),
+        ([("Host", "a"), (" X-A", "b")], b""),
     ],
     ids=[
         "too much",
@@ -190,6 +195,11 @@ def test_a_request_goes_out_in_one_piece(lib: ModuleType) -> None:
         "value",
         "name",
         "none",
+        "before",
+        "after",
+        "blank",
+        "VT",
+        "space before name",
     ],
 )
 def test_a_request_that_must_not_be_sent(lib: ModuleType, headers: list[tuple[str, str]], content: Any) -> None:

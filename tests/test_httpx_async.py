@@ -154,8 +154,26 @@ def test_what_goes_out_is_what_the_library_would_send(lib: ModuleType, name: str
         ([("Host", "a")], [b"two"]),
         ([("Host", "a"), ("X-A", "b\r\nX-C: d")], b""),
         ([("X-A", "b")], b""),
+        ([("Host", "a"), ("X-A", " b")], b""),
+        ([("Host", "a"), ("X-A", "b\t")], b""),
+        ([("Host", "a"), ("X-A", " ")], b""),
+        ([("Host", "a"), ("X-A", "b\x0bc")], b""),
+        ([("Host", "a"), (" X-A", "b")], b""),
     ],
-    ids=["too much", "too little", "too many pieces", "too few", "unannounced", "value", "no host"],
+    ids=[
+        "too much",
+        "too little",
+        "too many pieces",
+        "too few",
+        "unannounced",
+        "value",
+        "no host",
+        "before",
+        "after",
+        "blank",
+        "VT",
+        "name",
+    ],
 )
 def test_a_request_that_must_not_be_sent(
     lib: ModuleType, way: str, headers: list[tuple[str, str]], content: bytes | list[bytes]

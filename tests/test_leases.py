@@ -11,7 +11,7 @@ from typing import Any, Self
 import pytest
 import socks
 import urllib3.contrib.socks as stock
-from faces import BODY, Aside, Door, counts, fresh_server, states, until
+from faces import BODY, Aside, Door, counts, fresh_h2, fresh_server, states, until
 from support.sampler import client_rows
 from support.servers import SocksProxy
 
@@ -174,6 +174,32 @@ def test_the_timer_may_meet_the_garbage_collector() -> None:
 
             assert until(lambda: book.usage() == [])
             assert lock.sweeps
+    finally:
+        gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")
+@pytest.mark.parametrize("meets", ["pool", "pool over HTTP/2", "connection over HTTP/2"])
+def test_the_garbage_collector_may_meet_a_pool(meets: str) -> None:
+    """A response that is collected while its pool, or its connection, is at work gives its place back all the same."""
+    over_h2 = meets.endswith("HTTP/2")
+    options: dict[str, Any] = {"maxsize": 2, "block": True, "ledger": fewports.Ledger()}
+    gc.disable()
+    try:
+        with (
+            fresh_h2(tls=True) if over_h2 else fresh_server(tls=True) as server,
+            HTTPSConnectionPool(server.host, server.port, ca_certs=server.ca_path, **options) as pool,
+        ):
+            pool.request("GET", "/hello")
+            meeting: Any = pool.home if meets.startswith("pool") else pool.home.quiet()[0]
+            meeting._lock = lock = Sweeping()
+            cycle: list[Any] = [pool.request("GET", "/bytes?n=20000000", preload_content=False)]
+            cycle.append(cycle)
+            del cycle
+
+            assert Aside(lambda: pool.request("GET", "/hello").data).result(3)
+            assert lock.sweeps
+            assert until(lambda: pool.pool.qsize() == 2)
     finally:
         gc.enable()
 

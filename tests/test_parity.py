@@ -705,6 +705,25 @@ def test_through_a_proxy(way: Way, server: Door, secure: bool) -> None:
     way.run(case)
 
 
+def test_files_for_tls_that_are_not_there(way: Way) -> None:
+    """Certificates that cannot be read are an SSLError, of which Retry is asked; those for a proxy a ProxyError."""
+
+    async def case() -> None:
+        with HttpServer(tls=True) as server, HttpProxy() as plain, HttpProxy(tls=True) as secure:
+            for proxy in (None, plain.url, secure.url):
+                expected = ["ProxyError", "SSLError"] if proxy == secure.url else ["SSLError"]
+                for retries in (False, 1):
+                    async with way.manager(proxy, ca_certs="/no/such/file", retries=retries) as http:
+                        with pytest.raises(HTTPError) as raised:
+                            await http.get(server.url)
+
+                        assert told(raised.value) == ["MaxRetryError"] * retries + expected
+                        if retries:
+                            assert str(raised.value).startswith(f"HTTPSConnectionPool(host='{server.host}', port=")
+
+    way.run(case)
+
+
 def test_a_proxy_that_refuses(way: Way, server: Door) -> None:
     """A proxy that wants credentials, or is not there, is told as urllib3 does."""
 

@@ -167,6 +167,18 @@ def test_adapter_arguments_are_those_of_httpadapter() -> None:
         Adapter(3, 4, 5, True, 500)  # type: ignore[call-arg]
 
 
+def test_a_streamed_response_that_is_dropped_gives_its_place_back(server: Door) -> None:
+    """With pool_block=True nobody waits for the place of a response that was neither read nor closed."""
+    with requests.Session() as session:
+        mount(session, pool_maxsize=1, pool_block=True, ledger=fewports.Ledger())
+        for _ in range(3):
+            response = session.get(server.url + "/bytes?n=3000000", stream=True)
+            aside = Aside(lambda: session.get(server.url + "/").json())
+            del response
+
+            assert aside.result(2) == BODY
+
+
 def test_sessions_and_adapters_are_pickled(server: Door) -> None:
     """A pickled Session works elsewhere, with the same budget and sources; one with its own ledger is refused."""
     budget = fewports.Budget(1, when_full="refuse")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import io
 import logging
@@ -492,6 +493,73 @@ def test_each_way_to_read_gives_the_whole_body(server: Any, path: str, way: str)
             assert WAYS[way](response) == expected
             assert response.closed
             assert until(lambda: counts(book)[:2] == (0, 1))
+
+
+@pytest.mark.parametrize("reads", [(50, None), (3, 50, None), (50, 50), (3, 50, 1, None), (None, None)])
+@pytest.mark.parametrize("coding", [False, True], ids=["plain", "gzip"])
+def test_what_came_before_a_break_is_there_for_who_reads_on(coding: bool, reads: tuple[int | None, ...]) -> None:
+    """After the error of a body that broke off each read() gives what it gives in urllib3."""
+    body = gzip.compress(b"hello" * 9)[:25] if coding else b"hello"
+
+    def cut_off(peer: Peer) -> None:
+        peer.request()
+        field = "Content-Encoding: gzip\r\n" if coding else ""
+        peer.send(f"HTTP/1.1 200 OK\r\n{field}Content-Length: 100\r\n\r\n".encode() + body)
+        peer.sock.shutdown(socket.SHUT_WR)
+        peer.end()
+
+    def given(http: Any) -> list[object]:
+        found: list[object] = []
+        response = http.request("GET", server.url, preload_content=False, retries=False)
+        for amount in reads:
+            try:
+                found.append(response.read(amount))
+            except ProtocolError as error:
+                found.append((type(error), str(error)))
+        return [*found, response.tell(), response.length_remaining]
+
+    with Scripted(cut_off, cut_off) as server, urllib3.PoolManager() as stock, PoolManager() as ours:
+        expected = given(stock)
+
+        assert given(ours) == expected
+        assert any(isinstance(found, tuple) for found in expected)
+
+
+@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize(
+    ("method", "fields", "body"),
+    [
+        ("HEAD", b"Transfer-Encoding: Chunked", b""),
+        ("HEAD", b"Content-Length: 3", b""),
+        ("GET", b"Transfer-Encoding: chunked", b"3\r\nabc\r\n0\r\n\r\n"),
+        ("GET", b"Content-Length: 3", b"abc"),
+        ("GET", b"X-A: to the end", b"abc"),
+    ],
+)
+def test_what_a_response_says_of_its_framing(method: str, fields: bytes, body: bytes, preload: bool) -> None:
+    """chunked is what the fields say, to HEAD too; a body that ends with the connection says that this will close."""
+
+    def answer(peer: Peer) -> None:
+        for _ in range(2):
+            peer.request()
+            peer.send(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n\r\n" + body)
+            if fields.startswith(b"X-A"):
+                break
+
+    def said(http: Any) -> object:
+        found = []
+        for _ in range(2):
+            response = http.request(method, server.url, preload_content=preload, retries=False)
+            closing = None if preload else response._original_response.will_close
+            found.append((response.chunked, closing, list(response.stream(2)), response.data))
+        return found
+
+    with Scripted(*[answer] * 4) as server, urllib3.PoolManager() as stock, PoolManager() as ours:
+        expected = said(stock)
+        before = server.accepted
+
+        assert said(ours) == expected
+        assert server.accepted == 2 * before
 
 
 def test_a_stream_needs_no_memory_for_the_body(server: Any) -> None:

@@ -127,6 +127,69 @@ def test_a_response_that_is_closed_gives_its_place_back(server: Door) -> None:
                 assert pool.home.used == 0
 
 
+@pytest.mark.filterwarnings("ignore:unclosed")  # as from urllib3, where nobody released the connection
+@pytest.mark.parametrize("options", [{"preload_content": False}, {"release_conn": False}], ids=["unread", "read"])
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
+def test_a_response_that_is_dropped_gives_its_place_back(server: Door, kept: bool, options: dict[str, Any]) -> None:
+    """A response that nobody reads, closes or releases takes no place in the pool with it, once or many times."""
+    with pool_of(server) as pool:
+        for _ in range(5):
+            if kept:
+                pool.request("GET", "/", pool_timeout=5)
+            response = pool.request("GET", "/bytes?n=3000000", pool_timeout=5, **options)
+            assert pool.home.used == 1
+            del response
+
+            assert pool.pool.qsize() == 2
+        assert pool.home.used == 0
+        assert until(lambda: counts(pool.gate.ledger)[0] == 0)
+
+
+def test_without_a_bound_a_place_is_counted_as_in_urllib3(server: Door) -> None:
+    """Where nobody waits for places, that of a response that was dropped stays counted, as urllib3's own tests want."""
+    sizes = []
+    for kind in (urllib3.HTTPConnectionPool, HTTPConnectionPool):
+        with kind(server.host, server.port, maxsize=5) as pool:
+            for _ in range(2):
+                pool.urlopen("GET", "/", preload_content=False)
+                pool.urlopen("GET", "/")
+            assert pool.pool is not None
+            sizes.append(pool.pool.qsize())
+
+    assert sizes == [3, 3]
+
+
+def test_who_waits_gets_the_place_of_a_response_that_is_dropped(server: Door) -> None:
+    """Who is in line is served at once, in turn, before who comes later; the pool is watched as long as one waits."""
+    with pool_of(server, maxsize=1) as pool:
+        for _ in range(3):
+            response = pool.request("GET", "/bytes?n=3000000", preload_content=False)
+            asides = [Aside(lambda: pool.request("GET", "/", pool_timeout=5).json()) for _ in range(3)]
+            assert until(lambda: len(pool.home._line) == 3)
+            began = time.monotonic()
+            del response
+
+            assert [aside.result() for aside in asides] == [BODY] * 3
+            assert time.monotonic() - began < 0.5
+        assert pool.home.used == 0
+
+
+def test_a_place_is_not_given_back_twice(server: Door) -> None:
+    """A response that was closed or released, or whose connection the pool took back, has no place to lose."""
+    with pool_of(server) as pool:
+        held = pool.request("GET", "/bytes?n=3000000", preload_content=False)
+        for end in ("close", "release_conn", "drain_conn"):
+            response = pool.request("GET", "/bytes?n=3000000", preload_content=False)
+            getattr(response, end)()
+            del response
+            with pytest.raises(ProtocolError):
+                pool.request("GET", "/half", retries=False, preload_content=True)
+
+            assert pool.pool.qsize() == 1
+        held.close()
+        assert pool.pool.qsize() == 2
+
+
 def test_a_keyboard_interrupt_in_the_line_of_a_pool_leaves_nothing(server: Door) -> None:
     """Ctrl-C while waiting for a place of a bounded pool leaves no one in line, and no place lost."""
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)

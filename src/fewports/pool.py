@@ -120,6 +120,8 @@ class Pool(Generic[C]):
         shared = list(self._sharing.seats)
         self._sharing = Sharing(self.may_share)
         self.used = 0
+        # Places whose users are gone; filled where no lock may be taken. Without a bound nobody misses them.
+        self.lost: deque[None] | None = None if self.limits.bound is None else deque()
         self.closed = False  # refuses
         self.keeps = True
         self.abandoned = False  # whoever would close it is gone; the timer does
@@ -270,6 +272,17 @@ class Pool(Generic[C]):
         for waiter in woken:
             waiter.wake()
 
+    def regain(self, now: float) -> None:
+        """Serve the line with the places that are lost."""
+        if not self.lost:
+            return
+        woken: list[Waiter] = []
+        with self._lock:
+            self._regain()
+            self._serve(woken, now)
+        for waiter in woken:
+            waiter.wake()
+
     def opened(self, connection: C | None, now: float) -> None:
         """Tell who waits what came of ALONE: a shared *connection*, with a seat for who opened it, or a plain one."""
         woken: list[Waiter] = []
@@ -371,10 +384,10 @@ class Pool(Generic[C]):
             return list(self._sharing.seats)
 
     def due(self) -> float | None:
-        """Return when expire() should next be called; None while nothing is idle, or shared."""
+        """Return when expire() should next be called; None: nothing is idle or shared, nobody wants a place."""
         with self._lock:
             times = [deadline for deadline, _ in self._retired]
-            if self._sharing.seats:
+            if self._sharing.seats or (self._line and self.limits.bound is not None):
                 times.append(inf)
             surplus = len(self._idle) - self.limits.kept
             for position, connection in enumerate(self._idle):
@@ -438,6 +451,8 @@ class Pool(Generic[C]):
         if self.closed:
             raise PoolClosed("the pool is closed: make a new one")
         endings: list[Ending[C]] = []
+        if self.lost and not self._line:  # else they are for who is in line
+            self._regain()
         if need.place and self.limits.bound is not None and self.used >= self.limits.bound:
             return None, endings
         found = self._sharing.seat(now) if self._sharing.seats else None
@@ -447,6 +462,11 @@ class Pool(Generic[C]):
             self.used += 1
             return found, endings
         return self._take_place(need), endings
+
+    def _regain(self) -> None:
+        while self.lost:
+            self.lost.popleft()
+            self.used = max(0, self.used - 1)
 
     def _find_idle(self, now: float, endings: list[Ending[C]]) -> C | None:
         full: list[C] = []

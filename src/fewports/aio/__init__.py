@@ -35,7 +35,7 @@ from .errors import (
 from .exchange import Exchange
 from .http2 import SharedConnection
 from .pool import OriginPool, Pooled
-from .request import Body, Fields, Request, Times
+from .request import Body, Fields, Presets, Request, Times
 from .route import Route, Tunnel
 from .seam import Loop, Tls, here
 from .socks import Socks
@@ -54,6 +54,7 @@ __all__ = [
     "OriginPool",
     "PlaceTimedOut",
     "Pooled",
+    "Presets",
     "Request",
     "Route",
     "SharedConnection",

@@ -44,7 +44,7 @@ class Connection:
 
     __slots__ = (
         *("__weakref__", "_ended", "_failure", "_held", "_pieces", "_presets", "_sent", "_streamed", "_wants"),
-        *("aged", "busy", "expires", "home", "idle_since", "lease", "link", "reader", "used"),
+        *("_announced", "aged", "busy", "expires", "home", "idle_since", "lease", "link", "reader", "used"),
     )
     link: Link
     shared = spent = False  # it is of one exchange at a time
@@ -66,6 +66,7 @@ class Connection:
         self._ended = False
         self._sent = False  # something of the request
         self._streamed = 0  # bytes of its body
+        self._announced: int | None = None  # by a Content-Length of the caller's
         self._wants = _NOTHING
 
     # What the pool asks.
@@ -220,7 +221,7 @@ class Connection:
         preset = self._presets[request.fields]
         link.deadline = times.deadline
         link.patience = times.write
-        if body is None:
+        if body is None and not preset.framed:
             data = http1.request_head(request.method, request.target, (), preset)
             reader.begin(request.method, upgrade=request.upgrade)
             flows = link.write(data)
@@ -228,7 +229,7 @@ class Connection:
             if not flows:
                 await self._flush()
         else:
-            await self._send(request, preset, body)
+            await self._send(request, preset, body or b"")
         link.patience = times.read
         self._wants = _WHOLE if whole else _HEAD
         try:
@@ -335,8 +336,10 @@ class Connection:
 
     async def _send(self, request: Request, preset: Preset, body: Body) -> None:
         reader = self.reader
-        framed = not preset.names.isdisjoint(("content-length", "transfer-encoding"))
+        framed = preset.framed
         if type(body) is bytes and (not framed or "content-length" in preset.names):
+            if framed:
+                preset.check(len(body))
             length = None if framed else len(body)
             head = http1.request_head(request.method, request.target, (), preset, length)
             reader.begin(request.method, sending=True, upgrade=request.upgrade)
@@ -355,28 +358,41 @@ class Connection:
         chunked = "content-length" not in preset.names
         more = (("Transfer-Encoding", "chunked"),) if not framed else ()
         head = http1.request_head(request.method, request.target, more, preset)
+        self._announced = None if chunked else _length(request.fields)
         reader.begin(request.method, sending=True, upgrade=request.upgrade)
-        if await self._put(head) and await self._stream(body, chunked, request.fields):
+        if await self._put(head) and await self._stream(body, chunked):
             reader.sent()
 
-    async def _stream(self, body: Body, chunked: bool, fields: Fields) -> bool:
+    async def _stream(self, body: Body, chunked: bool) -> bool:
         """Send *body* piece by piece; say whether all of it went out."""
         self._streamed = 0
         if not await each(body, self._put_chunk if chunked else self._put_piece):
             return False
         if chunked:
             return await self._put(LAST_CHUNK)
-        announced = next(int(value) for name, value in fields if _text(name).lower() == "content-length")
-        if self._streamed != announced:
-            raise LocalProtocolError(f"the body has {self._streamed} bytes, and Content-Length says {announced}")
+        self._check(self._streamed == self._announced)
         return True
+
+    def _check(self, fits: bool) -> None:
+        if not fits:
+            raise LocalProtocolError(f"the body has {self._streamed} bytes, and Content-Length says {self._announced}")
 
     async def _put_piece(self, piece: bytes) -> bool:
         self._streamed += len(piece)
+        self._check(self._announced is not None and self._streamed <= self._announced)
         return not piece or await self._put(piece)
 
     async def _put_chunk(self, piece: bytes) -> bool:
         return not piece or await self._put(b"%b%b\r\n" % (http1.chunk_head(len(piece)), piece))
+
+
+def _length(fields: Fields) -> int:
+    """Return what Content-Length says; raises LocalProtocolError if that is no number."""
+    value = next(value for name, value in fields if _text(name).lower() == "content-length")
+    text = _text(value) if isinstance(value, (str, bytes)) else str(value)
+    if not text.strip(" \t").isdecimal():
+        raise LocalProtocolError(f"Content-Length says {text}, which is no number")
+    return int(text)
 
 
 def _text(name: str | bytes) -> str:

@@ -70,12 +70,13 @@ class OriginPool:
 
     kind: type[Connection] = Connection
     ride: type[Ride] = Ride
+    presets: type[Presets] = Presets
 
     def __init__(self, loop: Loop, route: Route, limits: Limits) -> None:
         self.loop = loop
         self.route = route
         self.home: Pool[Pooled] = Pool(limits, merges=route.may_share)
-        self._presets = Presets()
+        self._presets = self.presets()
         self._orphans: set[Opening[Made | Pooled]] = set()  # whose beginners have left
         self._standing = 0  # tasks in line, for whom they go on
         self._sets = FieldSets("http" if route.tls is None else "https")

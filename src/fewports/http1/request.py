@@ -12,6 +12,7 @@ LAST_CHUNK = b"0\r\n\r\n"  # section 7.1
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110, section 5.6.2
 
 _is_token = re.compile(rf"{TOKEN}+").fullmatch
+_FRAMING = frozenset(("content-length", "transfer-encoding"))
 _SINGLE = frozenset(("content-length", "transfer-encoding", "host"))  # at most one of each in a request
 
 Field = tuple[str | bytes, str | bytes | int]
@@ -73,6 +74,15 @@ class Preset:
             host, line_end, self.lines = lines.partition(b"\r\n")
             self.host = host + line_end
         self.names = frozenset(self._names)
+        self.framed = not self.names.isdisjoint(_FRAMING)  # they say how long the body is
+
+    def check(self, length: int) -> None:
+        """Refuse a body of *length* bytes where they announce another: what follows would be misread."""
+        for name, (_, value) in zip(self._names, self._fields, strict=True):
+            if name == "content-length":
+                text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+                if not (text.strip(" \t").isdecimal() and int(text) == length):
+                    raise LocalProtocolError(f"the body has {length} bytes, and Content-Length says {text}")
 
     def without(self, names: Collection[str]) -> Preset:
         """Return what is left when the fields with these names (in lower case) are gone."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from http.client import responses
 
 from ..http1 import Field, Head
+from .errors import LocalProtocolError
 from .fields import Block
 
 # Section 8.2.2 of RFC 9113: they speak of one connection. Host is :authority here.
@@ -38,8 +39,14 @@ def request_fields(
 ) -> tuple[Field, ...]:
     """Return a whole request head of what header_fields() made; *length* is that of a body which they do not tell."""
     head = ((":method", method), (":scheme", scheme), (":path", target), *fields)
-    if length is None or any(name == "content-length" for name, _ in fields):
+    if length is None:
         return head
+    for name, value in fields:
+        if name == "content-length":
+            said = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            if said.strip(" \t") != str(length):
+                raise LocalProtocolError(f"the body has {length} bytes, and Content-Length says {said}")
+            return head
     return (*head, ("content-length", str(length)))
 
 

@@ -18,7 +18,7 @@ from .async_network import AsyncNetworkStream
 from .errors import NO_RESPONSE, BudgetExhausted, NoUsableSource, cut_short, is_unconnected
 from .exchange import BACKOFF
 from .libraries import AsyncByteStream, Library
-from .message import Call, extensions_of, is_tunnel, traced_head
+from .message import Call, extensions_of, flaw_of, is_tunnel, traced_head
 from .trace import Step, complete, failed, started
 
 # What the engine raises, but for what stays as it is.
@@ -79,11 +79,21 @@ async def _telling(times: Times, protocol: str, exchanging: Coroutine[Any, Any, 
     return exchange
 
 
+class Presets(aio.Presets):
+    """Sets of fields as bytes, of values that HTTP/1.1 takes from these libraries."""
+
+    def __missing__(self, fields: aio.Fields) -> http1.Preset:
+        if flaw := flaw_of(fields):
+            raise http1.LocalProtocolError(flaw)
+        return super().__missing__(fields)
+
+
 class Pool(aio.OriginPool):
     """The engine's pool, with connections that tell."""
 
     kind = Linked
     ride = Riding
+    presets = Presets
 
     async def _dial(self, times: aio.Times, ticket: int | None = None) -> GatedSocket | aio.Pooled:
         if not isinstance(times, Times):

@@ -5,6 +5,8 @@ All of it is the same for threads and event loops.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .. import http1
@@ -17,6 +19,7 @@ REMEMBERED = 2048  # bytes of such a set at most
 LENGTH = 19  # digits of a Content-Length: what a file offset can have
 PORTS = {"http": 80, "https": 443}
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_is_value = re.compile(rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?").fullmatch  # h11's
 _VERSIONS = {20: b"HTTP/2", 11: b"HTTP/1.1", 10: b"HTTP/1.0"}
 
 RawFields = tuple[tuple[bytes, bytes], ...]
@@ -31,6 +34,7 @@ class Fields(NamedTuple):
     chunked: bool
     close: bool
     upgrade: bool
+    flaw: str  # for which HTTP/1.1 does not take them; HTTP/2 sends values without the white space around them
 
 
 Known = dict[RawFields, Fields]
@@ -85,6 +89,8 @@ class Call:
     def head(self, before: list[tuple[bytes, bytes]] | None = None, front: bytes = b"") -> bytes:
         """Return the request head."""
         fields, target = self.addressed(before, front)
+        if fields.flaw:
+            raise self.library.error("LocalProtocolError")(fields.flaw)
         try:
             return http1.request_head(self.method, target, (), fields.preset)
         except http1.LocalProtocolError as error:
@@ -215,7 +221,16 @@ def _read(raw: RawFields) -> Fields:
         coding is not None,
         b"close" in options,
         b"upgrade" in options and b"upgrade" in said,
+        flaw_of(raw),
     )
+
+
+def flaw_of(fields: Iterable[http1.Field]) -> str:
+    """Say in which field is what h11 refuses beside all else: white space around a value, FF or VT in it."""
+    for name, value in fields:
+        if isinstance(value, bytes) and not _is_value(value):
+            return f"the value of {name!r} has white space around it, or FF, VT, CR, LF or NUL in it"
+    return ""
 
 
 def _is_not_host(field: tuple[bytes, bytes]) -> bool:

@@ -9,6 +9,7 @@ from ..http1 import Field, Head, RemoteProtocolError, Truncated
 from ..http2 import ConnectionFailed, ProtocolError, Stream, Unprocessed
 from ..http2.waiting import PREFETCH, ended, has_body, has_head, is_whole, may_repeat
 from .shared import SharedWire
+from .timer import timer
 
 TOGETHER = 64 * 1024  # bytes of body that are sent with the head: the first window (RFC 9113, section 6.9.2)
 
@@ -35,6 +36,7 @@ class StreamWire:
     def __del__(self) -> None:
         if self.seated and self.stream is not None:
             self.carrier.forsake(self.stream)
+            timer.kick()
 
     # What a Wire says.
 

@@ -59,6 +59,15 @@ class Timer:
             self._pools.add(pool)
             self._run()
 
+    def watch_line(self, pool: Pool[Any]) -> None:
+        """Serve who waits for a place in *pool*, when one is lost, until nobody does."""
+        if pool in self._pools:
+            return  # as in watch_pool()
+        with self._lock:
+            self._pools.add(pool)
+            self._run()
+        self.kick()  # one may have been lost since the pool was asked
+
     def watch_ledger(self, ledger: Ledger) -> None:
         """Serve the line of *ledger* until nobody waits."""
         if ledger in self._ledgers:
@@ -116,6 +125,7 @@ class Timer:
                     self._ledgers.add(ledger)
             times.append(due)
         for pool in list(self._pools):
+            pool.regain(now)
             for connection in pool.riding():
                 with _logged():
                     connection.tidy()

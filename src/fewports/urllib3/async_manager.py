@@ -1,6 +1,8 @@
 """urllib3's PoolManager for asyncio and trio: the same arguments and errors, and requests are awaited.
 
 The common case goes straight to the engine of aio; what its answer means, by urllib3's Retry, is said here.
+
+Long, because a manager is one class, and the common case stands beside what it leaves to urllib3's rules.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from ..gated import SocketOption
 from ..ledger.local import Ledger
 from ..pool import AGE_LIMIT, IDLE_LIMIT
 from ..source import Sources
-from .async_pool import ENGINE, AsyncPool, Security, TlsOptions
+from .async_pool import ENGINE, AsyncPool, Security, TlsOptions, named, of_proxy, proxy_fields
 from .async_request import Asked, Manner, again, content, encoded, source
 from .async_response import AsyncResponse
 from .gate import Gate
@@ -59,6 +61,8 @@ class AsyncPoolManager:
     ``num_pools``, ``headers``, ``maxsize``, ``block``, ``timeout``, ``retries``, ``source_address``, ``socket_options``
     and those for TLS are urllib3's, and ``proxy``, ``proxy_headers`` and ``proxy_ssl_context`` those of its
     ProxyManager; *budget*, *sources*, *ledger*, *idle_limit*, *max_age* and *http2* as for ``fewports.PoolManager``.
+
+    User and password in the URL of ``proxy`` are sent to it alone, where ``proxy_headers`` have no Proxy-Authorization.
 
     It serves the event loop that it is first used in; ``async with``, or aclose(), closes its connections.
     """
@@ -99,7 +103,7 @@ class AsyncPoolManager:
         self._options = tuple(socket_options or ())
         self._security = Security(TlsOptions(**tls))
         self._proxy = None if proxy is None else _proxy(proxy)
-        self._proxy_headers = dict(proxy_headers or {})
+        self._proxy_headers = proxy_fields(proxy, proxy_headers or {})
         self._proxy_security = Security(
             TlsOptions(proxy_ssl_context, ca_certs=tls.get("ca_certs") if proxy_ssl_context is None else None)
         )
@@ -197,7 +201,12 @@ class AsyncPoolManager:
     ) -> AsyncResponse:
         """Go on until there is a last word; *outcome* is what came of a first attempt, if one was made."""
         while True:
-            pool, target = self._locate(asked.url)
+            try:
+                pool, target = self._locate(asked.url)
+            except SSLError as error:  # for files that cannot be read; urllib3 reads them for each connection
+                fault = error if self._proxy is None or self._proxy.scheme == "http" else of_proxy(error)
+                asked = await self._retry(named(_origin(asked.url)), parse_url(asked.url).request_uri, asked, fault)
+                continue
             if outcome is None:
                 outcome = await self._attempt(pool, target, asked, manner)
             if isinstance(outcome, aio.LoopChanged):
@@ -240,6 +249,9 @@ class AsyncPoolManager:
         if not _retried(fault):
             raise fault from error
         fault.__cause__ = error
+        return await self._retry(pool, target, asked, fault)
+
+    async def _retry(self, pool: object, target: str, asked: Asked, fault: Exception) -> Asked:
         policy = asked.policy.increment(
             asked.method, target, error=fault, _pool=cast(Any, pool), _stacktrace=sys.exc_info()[2]
         )

@@ -6,8 +6,10 @@ import http.client
 import re
 import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
+from urllib.parse import unquote_to_bytes
 
 from urllib3.connection import _get_default_user_agent, _match_hostname, port_by_scheme
 from urllib3.exceptions import (
@@ -127,6 +129,15 @@ class Security:
             _match_hostname(cast(Any, session.getpeercert()), asserted)
 
 
+def proxy_fields(proxy: str | None, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the header fields for *proxy*: those *given*, with the credentials of its URL."""
+    user, colon, password = ((proxy and parse_url(proxy).auth) or "").partition(":")
+    if not (user or colon) or any(name.lower() == "proxy-authorization" for name in given):
+        return dict(given)
+    known = b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password)).decode()  # RFC 7617, section 2
+    return {**given, "Proxy-Authorization": f"Basic {known}"}
+
+
 class AsyncPool:
     """What is sent to one origin, over an engine that may be that of a proxy, shared with other origins."""
 
@@ -171,7 +182,8 @@ class AsyncPool:
         }
         if self._proxy_headers is not None:
             ours["accept"] = ("Accept", "*/*")
-            given = (*given, *self._proxy_headers.items())
+            names = {name.lower() for name, _ in given}
+            given = (*given, *(field for field in self._proxy_headers.items() if field[0].lower() not in names))
         kept = []
         for name, value in given:
             plain = name.decode("latin-1") if isinstance(name, bytes) else name
@@ -199,7 +211,7 @@ class AsyncPool:
         if isinstance(error, PoolClosed):
             return ClosedPoolError(pool, "Pool is closed.")
         if isinstance(error, aio.TunnelRefused):
-            return self._of_proxy(OSError(str(error)), True)
+            return of_proxy(OSError(str(error)))
         if isinstance(error, http1.RemoteProtocolError):
             return _bad(error, pool, url)
         return self._unconnected(error) or self._broken(error, url, read)
@@ -219,10 +231,7 @@ class AsyncPool:
             return ProtocolError(str(error))
         else:
             return None
-        return self._of_proxy(found, not isinstance(error, aio.TlsFailed)) if self.proxied else found
-
-    def _of_proxy(self, error: Exception, unreached: bool) -> Exception:
-        return ProxyError("Unable to connect to proxy", error) if unreached else error
+        return of_proxy(found) if self.proxied and not isinstance(error, aio.TlsFailed) else found
 
     def _broken(self, error: Exception, url: str, read: float | None) -> Exception:
         pool = cast(Any, self)
@@ -236,10 +245,20 @@ class AsyncPool:
         return ProtocolError("Connection aborted.", cause)
 
     def __str__(self) -> str:
-        kind = "HTTPSConnectionPool" if self.scheme == "https" else "HTTPConnectionPool"
-        return f"{kind}(host={self.host!r}, port={self.port})"  # as urllib3's messages name it
+        return named(Origin(self.scheme, self.host, self.port))
 
     __repr__ = __str__
+
+
+def named(origin: Origin) -> str:
+    """Name a pool as urllib3's messages do."""
+    kind = "HTTPSConnectionPool" if origin.scheme == "https" else "HTTPConnectionPool"
+    return f"{kind}(host={origin.host!r}, port={origin.port})"
+
+
+def of_proxy(error: Exception) -> ProxyError:
+    """Return what urllib3 makes of an *error* on the way to a proxy."""
+    return ProxyError("Unable to connect to proxy", error)
 
 
 def _bad(error: http1.RemoteProtocolError, pool: object, url: str) -> Exception:

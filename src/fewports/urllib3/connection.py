@@ -15,6 +15,7 @@ import re
 import socket
 import ssl
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from http.client import (  # type: ignore[attr-defined]
     _CS_IDLE,
@@ -49,7 +50,9 @@ from ..ledger.account import Lease
 from ..pool import PoolClosed, kept_until
 from ..sync.dial import dial, resolve
 from ..sync.shared import SharedWire
+from ..sync.timer import timer
 from ..sync.wire import TOGETHER, Wire
+from .framing import FRAMING, own_length, size_of
 from .gate import BudgetExhausted, Gate, NoUsableSource, open_gate
 from .patched import untouched
 from .response import BadLength, BadResponse, Response, receive
@@ -58,7 +61,6 @@ from .streams import WITHOUT_BODY
 from .times import Times
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
-_FRAMING = frozenset(("content-length", "transfer-encoding"))
 PRESETS = 16  # different sets of header fields that a connection remembers as bytes
 
 REMEMBERED = 2048  # bytes of such a set at most: there may be thousands of idle connections
@@ -82,6 +84,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
 
     gate: Gate = open_gate
     lease: Lease | None = None
+    lost: deque[None] | None = None  # is told of its place, if a response has it, and is dropped unread
     idle_since: float = 0.0
     expires: float = inf
     aged: float = inf  # when it is too old; the server may have asked for less
@@ -96,6 +99,8 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     outcome: Response | Exception | None = None  # of a request that urllib3 is to go on with
     until: float | None = None  # the deadline of a request that is to be made again
     _unsent = False  # the rest of it
+    _misfit = False  # the body was not what the caller's header fields said: the peer may read on, or wait for more
+    _streamed = 0  # bytes of that body
     _presets: dict[Fields, Preset] | None = None
     _latest: tuple[tuple[str, str, Fields], tuple[bytes, bytes]] | None = None  # a request without body, and its bytes
     _plain = True  # no subclass has a hand in how requests are sent or responses received
@@ -107,6 +112,12 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         cls._plain = all(getattr(cls, name) is getattr(HTTPConnection, name) for name in _OVERRIDABLE)
+
+    def __del__(self) -> None:
+        # The garbage collector calls, in the middle of anything: no lock may be taken.
+        if self.lost is not None:
+            self.lost.append(None)
+            timer.kick()
 
     def connect(self) -> None:
         """Connect, or take over an idle connection of the pool that comes free first."""
@@ -167,7 +178,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         if rider is not None:
             rider.leave()
         self._presets = self._latest = None
-        self._unsent = False
+        self._unsent = self._misfit = False
         wire, self.wire = self.wire, None
         if wire is not None:
             wire.closed = True
@@ -185,7 +196,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     def settled(self) -> bool:
         """Say whether no response is under way, so that another request may follow."""
         wire = self.wire
-        if self.__state != _CS_IDLE or (wire is not None and not wire.clean()):
+        if self._misfit or self.__state != _CS_IDLE or (wire is not None and not wire.clean()):
             return False
         response = self.__response  # where http.client read it: for a subclass, or for debuglevel
         return response is None or response.isclosed()
@@ -235,6 +246,11 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
             self._ready()
         super().putrequest(*args, **keywords)
 
+    def endheaders(self, *args: Any, **keywords: Any) -> None:
+        """End the head of a request, as http.client does."""
+        super().endheaders(*args, **keywords)
+        self._streamed = 0
+
     def send(self, data: Any) -> None:
         """Send *data*, as http.client does."""
         if self.sock is None:
@@ -242,6 +258,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
             self._ready()
         wire = self._wired()
         wire.hurry()
+        self._streamed += len(data) if type(data) is bytes else size_of(data)
         if self._sent or type(data) is not bytes or self.debuglevel > 0:
             try:
                 super().send(data)
@@ -265,6 +282,8 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     ) -> None:
         """Send a request, with the arguments and results of urllib3."""
         self._sent = False
+        if self._misfit:
+            self.close()
         if self.rider is None and self.sock is None and self.home is not None and self.home.may_share:
             self._open()
         if self.rider is not None:
@@ -284,6 +303,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         if plain and self.__state == _CS_IDLE and (self.sock is None or self.settled()):
             data = self.encode(method, url, body, headers or {})
         if data is None:
+            own = own_length(headers or {}, chunked)
             super().request(
                 method,
                 url,
@@ -294,6 +314,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                 decode_content=decode_content,
                 enforce_content_length=enforce_content_length,
             )
+            self._misfit = own is not None and own != self._streamed
         else:
             if self.sock is None:
                 self._open()
@@ -327,7 +348,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         wire.patience(_seconds(self.timeout))
         wire.deadline = self.deadline
         if wire.reader.done:
-            wire.reader.begin(self._method, sending=self._unsent)
+            wire.reader.begin(self._method, sending=self._unsent or self._misfit)
         try:
             response = receive(wire, asked, self._http_vsn_str)
         except (ConnectionError, BadResponse, BadLength) as error:
@@ -527,7 +548,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
         given["accept-encoding"] = ("Accept-Encoding", "identity")
         given["user-agent"] = ("User-Agent", _get_default_user_agent())
         for name, value in fields:
-            if type(name) is not str or type(value) is not str or value == SKIP_HEADER or name.lower() in _FRAMING:
+            if type(name) is not str or type(value) is not str or value == SKIP_HEADER or name.lower() in FRAMING:
                 return None
             given.pop(name.lower(), None)
         try:

@@ -198,6 +198,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
 
     def give_back(self, conn: HTTPConnection | None) -> None:
         """Give back a place, with its connection if that is still open."""
+        if conn is not None:
+            conn.lost = None
         if conn is not None and (rider := conn.rider) is not None:
             conn.rider = None
             if len(self._riders) < RIDERS and not self.home.closed:
@@ -301,6 +303,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                     if isinstance(outcome, Response) and self._ours(outcome, policy, redirect):
                         if preload_content:
                             self.give_back(conn)
+                        else:
+                            conn.lost = self.home.lost
                         return outcome
                     begun = Begun(conn, outcome, pool_timeout)
             except BaseException:
@@ -310,7 +314,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                     self.give_back(conn)
                 raise
         try:
-            return super().urlopen(
+            response = super().urlopen(
                 method,
                 url,
                 body,
@@ -327,6 +331,9 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 decode_content,
                 **response_kw,
             )
+            if isinstance(lent := getattr(response, "_connection", None), HTTPConnection):
+                lent.lost = self.home.lost
+            return response
         finally:
             if begun is not None and (conn := begun.conn) is not None:  # urllib3 refused the request
                 if conn.outcome is not None:
@@ -500,6 +507,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             for other, reason in self.home.join(waiter, monotonic(), place=True):
                 other.end(reason)
             if not waiter.decided:
+                timer.watch_line(self.home)
                 alarm.wait(timeout)
             outcome = waiter.leave()
         except PoolClosed:

@@ -19,6 +19,8 @@ from urllib3.response import BytesQueueBuffer
 from .. import http1
 from ..sync.wire import Wire
 
+_CODING = "transfer-encoding"
+
 
 class BadResponse(http1.RemoteProtocolError, http.client.HTTPException):
     """The peer broke the rules of HTTP/1.1; urllib3 makes a ProtocolError of it. The connection is closed."""
@@ -50,7 +52,8 @@ class Body:
         self.version = head.version
         self.chunked = wire is not None and wire.reader.chunked
         self._told = self.chunked or head.version == 20  # the end, by itself; urllib3 sees to a length
-        self.will_close = wire is not None and not wire.reader.persists
+        until_close = wire is not None and wire.reader.length is None and not self._told
+        self.will_close = until_close or (wire is not None and not wire.reader.persists)
 
     def isclosed(self) -> bool:
         return self._open() is None
@@ -224,7 +227,7 @@ class Response(urllib3.HTTPResponse):
     enforce_content_length = True
     decode_content = True
     length_remaining: int | None = 0
-    chunked = False
+    chunked: bool
     chunk_left = None
     msg = None
     version_string = "HTTP/1.1"
@@ -241,6 +244,8 @@ class Response(urllib3.HTTPResponse):
             value = BytesQueueBuffer()
         elif name in ("reason", "version"):
             value = getattr(self._head, name)
+        elif name == "chunked":  # as it says, if only of what a GET would get
+            value = "chunked" in (option.strip() for option in self.headers.get(_CODING, "").lower().split(","))
         elif name == "_sock_shutdown":
             value = _shut_down_before
         else:
@@ -256,9 +261,12 @@ class Response(urllib3.HTTPResponse):
 
     def close(self) -> None:
         """Close, and give the place in the pool back, which urllib3 does not: with block=True it would be gone."""
-        super().close()
-        # The garbage collector calls as well, in the middle of anything: no lock of a pool may be taken then.
-        if "_finalizing" not in self.__dict__:
+        # The garbage collector calls as well, in the middle of anything: no lock of a pool may be taken then. What a
+        # stream of HTTP/2 and the place take to come back is noted as they are dropped.
+        finalizing = "_finalizing" in self.__dict__
+        if not finalizing or self.version != 20:
+            super().close()
+        if not finalizing:
             with contextlib.suppress(FullPoolError):  # in a forked child the pool is empty
                 self.release_conn()
 
@@ -277,7 +285,12 @@ class Response(urllib3.HTTPResponse):
         if amt is not None:
             self._uncached_read_occurred = True
             if data and len(data) < amt and self.length_remaining:
-                self._raw_read(amt)  # it ended too early: raises
+                try:
+                    self._raw_read(amt)  # it ended too early: raises
+                except ProtocolError:
+                    self._decoded_buffer.put(data)  # for who reads on, as in urllib3
+                    self._encoded = True
+                    raise
         elif not cache_content:
             self._uncached_read_occurred = True
         elif not self._uncached_read_occurred:
@@ -365,8 +378,8 @@ def respond(wire: Wire, head: http1.Head, method: str, url: str, asked: Any, ver
             wire.part()
         return response
     response.length_remaining = reader.length
-    if reader.chunked:
-        response.chunked = True
+    if method != "HEAD":
+        response.chunked = reader.chunked
     response._encoded = reader.encoded
     response._fp = response._original_response = Body(wire, head, method)  # type: ignore[assignment]
     response._sock_shutdown = getattr(wire.sock, "shutdown", None)

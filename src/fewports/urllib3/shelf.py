@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import weakref
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from .connection import HTTPConnection
@@ -21,6 +22,8 @@ class Shelf:
 
     def qsize(self) -> int:
         pool = self._pool()
+        if pool is not None:
+            pool.home.regain(monotonic())
         return min(self.maxsize, max(0, self.maxsize - pool.home.used)) if pool else 0
 
     def empty(self) -> bool:
