@@ -87,7 +87,7 @@ def test_threads_send_it_and_use_the_connection_no_more(
 
         assert http.request("GET", server.url + "/next").data == b"/next"
         assert server.accepted == 2
-        assert seen[-1] == b"get /next http/1.1"
+        assert seen.count(b"get /next http/1.1") == 1  # a surplus may be read as well, on the connection before
 
 
 @pytest.mark.parametrize(
