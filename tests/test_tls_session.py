@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trustme
 from support import need
+from urllib3.exceptions import ProtocolError
 from ways import Way
 
 from fewports.aio.seam import Tls
@@ -24,6 +25,7 @@ from fewports.aio.session import RECORD, Session, Sessions
 
 CA = trustme.CA()
 LARGE = 2_000_000
+ROUNDS = 10
 HANDSHAKE = 22  # type of record, RFC 5246, appendix A.1
 
 
@@ -137,6 +139,35 @@ def test_a_server_negotiates_anew_in_the_middle_of_a_request(loop: str, tmp_path
                 assert log.index("first") < log.index("in the middle") < log.index("last")
 
     way.run(case)
+
+
+@pytest.mark.parametrize("body", [None, b"some"], ids=["nothing", "a body"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+def test_a_server_wants_a_certificate(loop: str, body: bytes | None, tmp_path: Path) -> None:
+    """With TLS 1.3 it says so after the handshake; that is the error, also where it has closed before the request."""
+    CA.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    CA.issue_cert("localhost").configure_cert(context)
+    way = Way(loop)
+
+    def refuse(listener: socket.socket) -> None:
+        for _ in range(ROUNDS):
+            sock, _ = listener.accept()
+            with sock, suppress(OSError), context.wrap_socket(sock, server_side=True):
+                pass
+
+    async def case(port: int) -> None:
+        async with way.manager(retries=False, timeout=10.0, ca_certs=str(tmp_path / "ca.pem"), http2=False) as http:
+            for _ in range(ROUNDS):
+                with pytest.raises(ProtocolError, match="certificate required"):
+                    await http.request("POST", f"https://localhost:{port}/", body=body)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        refusing = threading.Thread(target=refuse, args=(listener,))
+        refusing.start()
+        way.run(case, listener.getsockname()[1])
+        refusing.join(10)
 
 
 @contextmanager
