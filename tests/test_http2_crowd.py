@@ -137,15 +137,65 @@ def test_the_first_of_a_crowd_that_fails(way: Way) -> None:
 
 def test_how_long_one_waits_for_what_others_open() -> None:
     """As long as for a connection of one's own; for a seat, where there are any, as long as for a port."""
-    search = Search(0.5, 30.0, 100.0)
+    search, riding = Search(0.5, 30.0, 100.0), Search(0.5, 30.0, 100.0)
 
     assert search.pause(100.0, False) == 0.5
-    assert search.pause(100.0, True) == 30.0
+    assert search.left(100.3, False) == (pytest.approx(0.2), 30.0)
     assert not search.late(100.4, False)
     assert search.late(100.5, False)
-    assert not search.late(100.5, True)
-    assert search.left(100.3, False) == (pytest.approx(0.2), 30.0)
-    assert search.left(110.0, True) == (0.5, 20.0)
+    assert riding.pause(100.0, True) == 30.0
+    assert not riding.late(100.5, True)
+    assert riding.left(110.0, True) == (0.5, 20.0)
+
+
+def test_the_wait_for_a_seat_is_not_one_for_a_connection() -> None:
+    """Who waited for a seat has all the time to connect that there is from when the seats are gone."""
+    search = Search(0.5, 30.0, 100.0)
+
+    assert search.pause(100.0, True) == 30.0
+    assert not search.late(110.0, False)
+    assert search.left(110.0, False) == (0.5, 30.0)
+    assert search.pause(110.0, False) == 0.5
+    assert search.left(110.2, False) == (pytest.approx(0.3), 30.0)
+    assert search.late(110.5, False)
+
+
+def test_a_connection_that_ends_while_others_wait_for_a_seat(way: Way) -> None:
+    """Who waited for a seat for longer than it may take to connect does not time out when it is to open one itself."""
+    taken, waiting = threading.Event(), threading.Event()
+
+    def ending(peer: H2Peer) -> None:
+        peer.greet(streams=1)
+        stream = peer.request().stream
+        taken.set()
+        assert waiting.wait(5)
+        time.sleep(2 * SHORT)
+        peer.answer(stream, b"first")
+        peer.end()
+
+    def leaving(peer: H2Peer) -> None:
+        """Close before the greeting."""
+
+    async def case() -> None:
+        book = fewports.Ledger(budget=1)
+        with ScriptedH2(ending, leaving, serving, tls=True) as server:
+            options: dict[str, Any] = {"max_age": SHORT, "timeout": Timeout(connect=SHORT, read=5), "retries": False}
+            async with way.manager(ledger=book, maxsize=3, ca_certs=server.ca_path, **options) as http:
+
+                async def ask() -> bytes:
+                    return (await http.get(server.url)).data
+
+                async def ask_later() -> bytes:
+                    assert await way.until(taken.is_set)
+                    waiting.set()
+                    return await ask()
+
+                first, *others = await way.all([ask, ask_later, ask_later])
+                assert first == b"first"
+                assert b"/" in others
+                assert "timed out" not in str(others)
+
+    way.run(case)
 
 
 def test_when_one_more_is_opened() -> None:

@@ -265,6 +265,82 @@ def test_who_was_promised_a_port_in_vain_looks_for_another() -> None:
         books.leave(caller)
 
 
+def test_a_promise_that_is_late_is_not_forgotten_before_the_timer_comes() -> None:
+    """Who relied on it is woken also where a newcomer looked for a connection at the moment at which it was due."""
+    books = Books(2)
+    leases = [books.take() for _ in range(2)]
+    want = leases[0].want
+    first = books.join(want)
+    books.ledger.found(books.ledger.seek(first, [want], books.clock.now), leases[0])
+    books.clock.advance(1.0)
+    newcomer = books.join(want)
+    books.ledger.found(books.ledger.seek(newcomer, [want], books.clock.now), leases[1])
+    books.later(0.001)
+
+    assert first.woken == 1
+    assert books.ledger.seek(first, [want], books.clock.now)
+
+    for caller in (first, newcomer):
+        books.leave(caller)
+
+
+def test_who_has_an_outcome_is_not_woken_in_place_of_another() -> None:
+    """A promise that was not kept is news for who waits, not for who is served and about to leave the line."""
+    books = Books(2)
+    leases = [books.take() for _ in range(2)]
+    want = leases[0].want
+    first, second = books.join(want), books.join(want)
+    books.ledger.found(books.ledger.seek(first, [want], books.clock.now), leases[0])
+    assert first.deliver("a connection of its own pool")
+    books.later(1.0)
+
+    assert (first.woken, second.woken) == (0, 1)
+
+    for caller in (first, second):
+        books.leave(caller)
+
+
+def test_what_became_idle_during_a_search_in_vain_is_looked_for_again() -> None:
+    """Who gave a connection back meanwhile was told that a port is on its way already; now it is not."""
+    books = Books(1)
+    lease = books.take()
+    want = lease.want
+    caller = books.join(want)
+    promise = books.ledger.seek(caller, [want], books.clock.now)
+    assert promise
+    assert books.ledger.first_in_line(lease) is None
+    books.ledger.found(promise, None)
+    assert caller.woken == 1
+
+    again = books.ledger.seek(caller, [want], books.clock.now)
+    assert again
+    books.ledger.found(again, None)
+    assert caller.woken == 1  # nobody was told so meanwhile
+    assert books.ledger.first_in_line(lease) is caller
+
+    books.leave(caller)
+
+
+def test_who_relied_on_a_search_in_vain_looks_itself() -> None:
+    """It may find a connection where the other had no reason to look."""
+    books = Books(1)
+    here, there = (books.take(books.want(to=to)).want for to in (A, B))
+    served, first = books.join(here), books.join(here)
+    promises = [books.ledger.seek(caller, [here], books.clock.now) for caller in (served, first)]
+    assert served.deliver("a connection of its own pool")
+    second = books.join(here, there)
+    assert books.ledger.seek(second, [here, there], books.clock.now) is None
+    for promise in promises:
+        assert promise
+        books.ledger.found(promise, None)
+
+    assert second.woken
+    assert books.ledger.seek(second, [here, there], books.clock.now)
+
+    for caller in (served, first, second):
+        books.leave(caller)
+
+
 def test_the_first_want_with_room_is_served() -> None:
     """Of several ports that would do the first that can be had is given."""
     books = Books("20%", capacity=10)

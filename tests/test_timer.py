@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import threading
 import time
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from faces import BODY, Aside, counts, fresh_server, states, until
 
 import fewports
+from fewports.address import Destination, Flow
 from fewports.events import CloseReason, ConnectionClosed, ConnectionOpened, ConnectionRetired
-from fewports.sync.timer import timer
-from fewports.testing import Captured
+from fewports.kernel.diag import State
+from fewports.sync.timer import Timer, timer
+from fewports.testing import Captured, ManualClock, ScriptedKernel
 from fewports.urllib3 import HTTPConnectionPool, PoolManager
 
 
@@ -164,3 +167,35 @@ def test_a_budget_is_served_by_the_timer() -> None:
         fewports.create_connection((server.host, server.port), ledger=book).close()
 
         assert 0.5 < time.monotonic() - began < 2  # TIME_WAIT on loopback is reused after 1 s
+
+
+def test_who_waits_for_a_port_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller looks itself whether a port is free, and whether the thread can be started by now."""
+    watch = Timer()
+    monkeypatch.setattr("fewports.sync.dial.timer", watch)
+    start, refusals = threading.Thread.start, []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "fewports-timer":
+            refusals.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    kernel = ScriptedKernel(ManualClock(time.monotonic()))
+    book = fewports.Ledger(fewports.Budget(1, wait=10.0), referee=kernel.referee)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        name = server.getsockname()
+        first = fewports.create_connection(name, ledger=book)
+        flow = Flow("127.0.0.1", first.getsockname()[1], Destination(*name))
+        kernel.keep(flow, 60.0, State.FIN_WAIT2)
+        first.close()
+        with monkeypatch.context() as patches:
+            patches.setattr(threading.Thread, "start", refuse)
+            second = Aside(lambda: fewports.create_connection(name, ledger=book))
+            assert until(lambda: len(refusals) > 1)
+            kernel.let_go(flow)
+            sock = second.result(5.0)
+        third = Aside(lambda: fewports.create_connection(name, ledger=book))
+        assert until(lambda: watch.watch_ledger(book))
+        sock.close()  # type: ignore[attr-defined]
+        third.result(5.0).close()  # type: ignore[attr-defined]

@@ -25,6 +25,7 @@ from .ledger.account import Account, Lease, Waiter, Want
 from .ledger.local import Ledger
 from .pool import Pool, PoolClosed, Pooled
 
+UNWATCHED = 0.2  # seconds between two looks of who waits for a ledger that nobody watches
 NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port before a caller stands in line
 
 
@@ -66,7 +67,7 @@ class Floor(NamedTuple):
 
     clock: Callable[[], float]
     wake: Callable[[], object]
-    watch: Callable[[Ledger], object]
+    watch: Callable[[Ledger], bool]  # False: it cannot now
 
 
 class Limits(NamedTuple):
@@ -319,17 +320,20 @@ class Dialing(Generic[C]):
         wait = self._limits.wait
         limit = refuser.budget.wait if wait is None else min(refuser.budget.wait, wait)
         deadline = began + limit - self._waited
-        waiter = self._waiter
+        waiter, watched = self._waiter, True
         if self._pool is not None:
             for connection, reason in self._pool.join(waiter, began, place=False):
                 connection.end(reason)
         if not waiter.decided:
             self.ledger.join(waiter, wants, began)
-            self._floor.watch(self.ledger)
+            watched = self._floor.watch(self.ledger)
             if not waiter.decided:
                 self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
         while not waiter.decided and (left := deadline - clock()) > 0:
-            yield Queue(left)
+            yield Queue(left if watched else min(left, UNWATCHED))
+            if not watched:  # no thread could be started
+                self.ledger.advance(clock())
+                watched = self._floor.watch(self.ledger)
             if not waiter.decided:
                 # Another account keeps us waiting now, or a port that was promised has not come: the ledger woke us.
                 self._reclaim(waiter.wants, clock())

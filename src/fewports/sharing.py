@@ -33,8 +33,9 @@ C = TypeVar("C", bound=Shareable)
 class Search:
     """How long one caller waits for what others open, or for a seat.
 
-    For what they open as long as its own would take at most, *connect*; for a seat, where there are any, as long as for
-    a *port*. After that turn it opens one itself, or waits for another turn where many are being opened.
+    For what they open as long as its own would take at most, *connect*, not counting the wait for a seat before; for a
+    seat, where there are any, as long as for a *port*. After that turn it opens one itself, or waits for another turn
+    where many are being opened.
     """
 
     def __init__(self, connect: float | None, port: float, now: float) -> None:
@@ -42,18 +43,22 @@ class Search:
         self._port = port
         self._turn = port or TURN
         self._began = self._since = now
+        self._seatless = now  # since when there are no seats to wait for
+        self._rode = False  # there were some when this was asked last
         self.turns = 0  # that are over
 
     def pause(self, now: float, riding: bool) -> float:
         """Return for how long to wait; *riding*: there are seats, all of them taken."""
+        self._look(now, riding)
         pause = self._since + self._turn - now
         if self._connect is not None and not riding:
-            pause = min(pause, self._began + self._connect - now)
+            pause = min(pause, self._seatless + self._connect - now)
         return max(0.0, pause)
 
     def late(self, now: float, riding: bool) -> bool:
         """Say whether the time to connect is over."""
-        return self._connect is not None and not riding and now - self._began >= self._connect
+        self._look(now, riding)
+        return self._connect is not None and not riding and now - self._seatless >= self._connect
 
     def turned(self, now: float) -> bool:
         """Say whether the wait was long enough to open another, each time once."""
@@ -65,10 +70,15 @@ class Search:
 
     def left(self, now: float, riding: bool) -> tuple[float | None, float]:
         """Return the times to connect, and to wait for a port."""
-        waited = now - self._began
+        self._look(now, riding)
         if riding:
-            return self._connect, max(0.0, self._port - waited)
-        return None if self._connect is None else max(0.001, self._connect - waited), self._port
+            return self._connect, max(0.0, self._port - (now - self._began))
+        return None if self._connect is None else max(0.001, self._connect - (now - self._seatless)), self._port
+
+    def _look(self, now: float, riding: bool) -> None:
+        if riding or self._rode:
+            self._seatless = now  # at the earliest
+        self._rode = riding
 
 
 class Sharing(Generic[C]):

@@ -237,18 +237,22 @@ class AsyncioLink(asyncio.BufferedProtocol):
         return not self._poll.poll(0)
 
     def write(self, data: bytes | memoryview) -> bool:
-        transport = self._transport
+        transport, sessions = self._transport, self._sessions
         if self.lost or transport.is_closing():
             raise BrokenPipeError("the connection is closed")
-        transport.write(data if self._sessions is None else self._sessions.seal(data))
+        transport.write(data if sessions is None else sessions.seal(data))
         if transport.is_closing():  # it was tried at once, and failed
             raise BrokenPipeError("the connection is closed")
-        return not self._paused
+        return not (self._paused or (sessions is not None and sessions.stuck))
 
     async def flush(self) -> bool:
-        while self._paused and not self.lost and not self.receiver.answered:
+        while self._stopped and not self.lost and not self.receiver.answered:
             await self.wait()
-        return not (self._paused or self.lost)
+        return not (self._stopped or self.lost)
+
+    @property
+    def _stopped(self) -> bool:
+        return self._paused or (self._sessions is not None and self._sessions.stuck)
 
     def wait(self) -> Awaitable[None]:
         future = self._future = self.loop.loop.create_future()
@@ -371,6 +375,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
         """Tell what *data* means, answer what TLS has asked, and let a handshake go on."""
         sessions, shaking = self._sessions, self._shaking
         assert sessions is not None
+        stuck = sessions.stuck
         plain = sessions.open(data)
         if shaking is not None:
             shaking.take_in(plain)
@@ -379,6 +384,8 @@ class AsyncioLink(asyncio.BufferedProtocol):
             self.receiver.received(plain)
         if (reply := sessions.reply()) and not self._transport.is_closing():
             self._transport.write(reply)
+        if stuck and not (sessions.stuck or self._paused):
+            self.resume_writing()
         if sessions.ended and not self.lost:
             self.lost = True
             self.receiver.ended(sessions.failure)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import Any
@@ -224,7 +225,10 @@ class Connection:
         if body is None and not preset.framed:
             data = http1.request_head(request.method, request.target, (), preset)
             reader.begin(request.method, upgrade=request.upgrade)
-            flows = link.write(data)
+            try:
+                flows = link.write(data)
+            except BrokenPipeError as error:
+                raise await self._why(error) from None
             self._sent = True
             if not flows:
                 await self._flush()
@@ -323,13 +327,23 @@ class Connection:
         except BrokenPipeError:
             return False  # it may have answered before it closed
 
+    async def _why(self, error: BrokenPipeError) -> Exception:
+        """Return why nothing can be sent: the peer may refuse our certificate once the handshake is over (TLS 1.3)."""
+        link = self.link
+        if not self.used and link.session is not None:
+            link.patience, link.deadline = PARTING, None
+            with suppress(TimeoutError):
+                while not self._ended and self._failure is None:
+                    await link.wait()
+        return self._failure if isinstance(self._failure, ssl.SSLError) else error
+
     async def _put(self, data: bytes | memoryview) -> bool:
         """Send *data*; False if there is no use in sending more, because there is an answer, or will be none."""
         try:
             flows = self.link.write(data)
-        except BrokenPipeError:
+        except BrokenPipeError as error:
             if not self._sent:
-                raise
+                raise await self._why(error) from None
             return False
         self._sent = True
         return flows or await self._flush()

@@ -7,6 +7,7 @@ import ssl
 from .seam import Tls
 
 RECORD = 16384  # bytes that are opened at once (RFC 8446, section 5.1)
+PORTION = 65536  # bytes that go into a BIO at once: it keeps the memory that it once took, however long it is idle
 
 
 class Session:
@@ -21,6 +22,7 @@ class Session:
         self.object = tls.prepare().wrap_bio(self.into, self.out, server_hostname=tls.hostname)
         self.ended = False
         self.failure: OSError | None = None
+        self.kept: list[bytes] = []  # to be sealed once the peer has had the session negotiated anew (TLS 1.2)
 
     @property
     def ahead(self) -> bool:
@@ -40,11 +42,46 @@ class Session:
             self.into.write(data)
 
     def seal(self, data: bytes | memoryview) -> bytes:
-        self.object.write(data)
-        return self.out.read()
+        """Return the records of *data*; what cannot be sealed now is ``kept``, and comes with the reply to open()."""
+        if len(data) <= PORTION:
+            self._put(data)
+            return self.out.read()
+        view, records = memoryview(data), []
+        for start in range(0, len(data), PORTION):
+            self._put(view[start : start + PORTION])
+            records.append(self.out.read())
+        return b"".join(records)
 
-    def open(self) -> bytes:
-        """Return all that is readable."""
+    def open(self, data: bytes | memoryview = b"") -> bytes:
+        """Take in *data*, and return all that is readable."""
+        if len(data) <= PORTION:
+            self.take_in(data)
+            opened = self._open()
+        else:
+            pieces = []
+            for start in range(0, len(data), PORTION):
+                self.take_in(data[start : start + PORTION])
+                pieces.append(self._open())
+            opened = b"".join(pieces)
+        if self.kept and not self.ended:
+            kept, self.kept = self.kept, []
+            try:
+                for piece in kept:
+                    self._put(piece)
+            except OSError as error:
+                self.ended, self.failure = True, error
+        return opened
+
+    def _put(self, data: bytes | memoryview) -> None:
+        if not self.kept:
+            try:
+                self.object.write(data)
+                return
+            except ssl.SSLWantReadError:  # the answer of the peer first, which asked for a handshake
+                pass
+        self.kept.append(bytes(data))
+
+    def _open(self) -> bytes:
         pieces = []
         into, read = self.into, self.object.read
         try:
@@ -72,6 +109,7 @@ class Sessions:
         self._all: list[Session] = []
         self.ended = False
         self.failure: OSError | None = None
+        self.stuck = False  # nothing can be sealed before something comes
 
     def add(self, session: Session) -> None:
         self._all.append(session)
@@ -86,23 +124,23 @@ class Sessions:
     def seal(self, data: bytes | memoryview) -> bytes | memoryview:
         for session in reversed(self._all):
             data = session.seal(data)
+            if session.kept:
+                self.stuck = True
         return data
 
     def open(self, data: bytes | memoryview) -> bytes:
         """Return what *data* means, and what was read ahead."""
         for session in self._all:
-            session.take_in(data)
-            data = session.open()
+            data = session.open(data)
             if session.ended:
                 self.ended, self.failure = True, self.failure or session.failure
+        if self.stuck:
+            self.stuck = any(session.kept for session in self._all)
         return bytes(data)
 
     def reply(self) -> bytes | memoryview:
         """Return what TLS itself is to send after open(), such as a key update."""
-        for position, session in enumerate(self._all):
-            if session.out.pending:
-                data: bytes | memoryview = session.out.read()
-                for outer in reversed(self._all[:position]):
-                    data = outer.seal(data)
-                return data
-        return b""
+        data: bytes | memoryview = b""
+        for session in reversed(self._all):
+            data = session.seal(data) if data else session.out.read()
+        return data

@@ -159,7 +159,7 @@ class TrioLink:
             except ConnectionError as error:
                 raise BrokenPipeError("the connection is closed") from error
             if count == len(data):
-                return True
+                return self._sharer is not None or not self._sessions.stuck  # HTTP/2 forbids to negotiate anew
             data = memoryview(data)[count:]
         self._unsent += data
         if self._sharer is not None and not self._writing:
@@ -168,7 +168,7 @@ class TrioLink:
         return False
 
     async def flush(self) -> bool:
-        while self._unsent:
+        while self._unsent or self._sessions.stuck:
             with trio.CancelScope(deadline=self._deadline()) as scope:
                 await self._movable()
             if scope.cancelled_caught:
@@ -188,10 +188,11 @@ class TrioLink:
     async def _movable(self) -> None:
         """Wait until more can be sent; take in what comes meanwhile, which may be the answer."""
         async with anyio.create_task_group() as group:
-            if not self._held:
+            if not self._held or self._sessions.stuck:
                 group.start_soon(self._hear, group.cancel_scope)
-            await anyio.wait_writable(self.sock)
-            group.cancel_scope.cancel()
+            if self._unsent:
+                await anyio.wait_writable(self.sock)
+                group.cancel_scope.cancel()
 
     async def _hear(self, scope: anyio.CancelScope) -> None:
         await anyio.wait_readable(self.sock)

@@ -151,9 +151,8 @@ class Account:
         return None
 
     def foremost(self, number: int) -> list[Waiter]:
-        """Return so many of those first in line."""
-        gone = len(self.line) - len(self.waiters)
-        return [waiter for _, waiter in heapq.nsmallest(number + gone, self.line) if not waiter.decided][:number]
+        """Return so many of those first in line who wait for an outcome."""
+        return heapq.nsmallest(number, (waiter for _, waiter in self.line if not waiter.decided))
 
     def next_question(self) -> float:
         """Return when the kernel is to be asked about a port of this account; inf for never."""

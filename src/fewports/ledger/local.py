@@ -326,7 +326,9 @@ class Ledger:
     def found(self, promise: Promise, lease: Lease | None) -> None:
         """Note whose port it is that seek() let be looked for; None if there is none."""
         with self._lock:
-            self._promises.found(promise, lease)
+            self._out.extend(self._promises.found(promise, lease))
+        if self._out:
+            self._act()
 
     def rivals(self, wants: Sequence[Want], now: float) -> list[tuple[Account, list[Holder]]]:
         """Return, for each account that keeps *wants* from being served, who may give up an idle connection."""

@@ -16,14 +16,19 @@ ACKNOWLEDGED = 1.0  # seconds in which a peer acknowledges our FIN; then the por
 
 
 class Promise:
-    """A port on its way to these accounts: that of *lease*; without one, it is being looked for."""
+    """A port on its way to these accounts: that of *lease*; without one, it is being looked for.
 
-    __slots__ = ("accounts", "lease", "until")
+    While it was being looked for it may have ``counted``, and ``others`` may have been sent away because of it.
+    """
+
+    __slots__ = ("accounts", "counted", "lease", "others", "until")
 
     def __init__(self, accounts: Iterable[Account], lease: Lease | None, now: float) -> None:
         self.accounts = frozenset(accounts)
         self.lease = lease
         self.until = now + ACKNOWLEDGED
+        self.counted = False
+        self.others: list[Waiter] = []
 
     def comes(self, account: Account) -> bool:
         """Say whether *account* has yet to see it: one that counts connections does so when that is closed."""
@@ -39,7 +44,11 @@ class Promises:
 
     def short(self, account: Account, waiter: Waiter | None = None) -> bool:
         """Say whether more callers need a port of *account* than are on their way, *waiter* among them."""
-        coming = sum(account in promise.accounts and promise.comes(account) for promise in self._pending())
+        coming = 0
+        for promise in self._pending():
+            if account in promise.accounts and promise.comes(account):
+                coming += 1
+                promise.counted = True
         if waiter is not None and waiter not in account.waiters and not waiter.decided:
             coming -= 1
         for other in account.waiters:
@@ -50,11 +59,14 @@ class Promises:
 
     def seek(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Promise | None:
         """Let *waiter* look for a connection to close, unless one of *wants* is on its way or free."""
-        self._all = [promise for promise in self._pending() if promise.until > now]
         if waiter.decided:
             return None
         for want in wants:
-            if not any(self.short(account, waiter) for account in full_accounts([want], now)):
+            full = full_accounts([want], now)
+            if not any(self.short(account, waiter) for account in full):
+                for promise in self._all:
+                    if promise.lease is None and not promise.accounts.isdisjoint(full):
+                        promise.others.append(waiter)
                 return None
         promise = Promise(full_accounts(wants, now), None, now)
         self._all.append(promise)
@@ -67,13 +79,24 @@ class Promises:
         self._all.append(Promise(lease.accounts, lease, now))
         return True
 
-    def found(self, promise: Promise, lease: Lease | None) -> None:
-        """Note whose port it is that seek() let be looked for; None if there is none."""
+    def found(self, promise: Promise, lease: Lease | None) -> list[Waiter]:
+        """Note whose port it is that seek() let be looked for; None if there is none: then return who is to look again.
+
+        A connection may have become idle meanwhile where the one who looked had been already, and its owner was told
+        that a port is on its way.
+        """
         if lease is not None:
             promise.accounts = frozenset(lease.accounts)
             promise.lease = lease
-        elif promise in self._all:
+            return []
+        if promise in self._all:
             self._all.remove(promise)
+        if not promise.counted:
+            return []
+        again = dict.fromkeys(other for other in promise.others if not other.decided)
+        for account in promise.accounts:
+            again.update(dict.fromkeys(account.foremost(1)))
+        return list(again)
 
     def next_due(self) -> float:
         """Return when late() may have something to say; inf for never."""

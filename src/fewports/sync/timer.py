@@ -53,7 +53,7 @@ class Timer:
 
     def watch_pool(self, pool: Pool[Any]) -> None:
         """Expire the connections of *pool* until it has none left."""
-        if pool in self._pools or not pool.keeps:
+        if (pool in self._pools and self._thread is not None) or not pool.keeps:
             return  # seen without the lock: the thread looks again after it has taken a pool out
         with self._lock:
             self._pools.add(pool)
@@ -61,22 +61,23 @@ class Timer:
 
     def watch_line(self, pool: Pool[Any]) -> None:
         """Serve who waits for a place in *pool*, when one is lost, until nobody does."""
-        if pool in self._pools:
+        if pool in self._pools and self._thread is not None:
             return  # as in watch_pool()
         with self._lock:
             self._pools.add(pool)
             self._run()
         self.kick()  # one may have been lost since the pool was asked
 
-    def watch_ledger(self, ledger: Ledger) -> None:
-        """Serve the line of *ledger* until nobody waits."""
-        if ledger in self._ledgers:
-            return  # as in watch_pool(); and whoever joined has nudged, if something is due earlier by that
+    def watch_ledger(self, ledger: Ledger) -> bool:
+        """Serve the line of *ledger* until nobody waits; False if there is no thread that could: see to it yourself."""
+        if ledger in self._ledgers and self._thread is not None:
+            return True  # as in watch_pool(); and whoever joined has nudged, if something is due earlier by that
         ledger.nudge = self.kick
         with self._lock:
             self._ledgers.add(ledger)
             self._run()
         self.kick()
+        return self._thread is not None
 
     def kick(self) -> None:
         """Have the next round begin now. Takes no lock."""
