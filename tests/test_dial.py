@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import socket
@@ -249,8 +250,10 @@ def _alarm_is_ctrl_c() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
+    counting, gc.callbacks[:] = gc.callbacks[:], []  # hypothesis': an interrupt in there is told to nobody
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
+    gc.callbacks[:] = counting
     signal.signal(signal.SIGALRM, before)
 
 

@@ -9,6 +9,8 @@ closed     nobody's                         is not read
 
 It wakes the task of its exchange when what that waits for is there: the head, the whole body, or some of it.
 Everything here runs in the loop of the link, but for end() and give_way(), which any thread may call.
+
+Long, because sending, receiving and each way out of an exchange share that state.
 """
 
 from __future__ import annotations
