@@ -343,9 +343,12 @@ class SharedWire:
         """Read for all until *me* is ready."""
         asked: float | None = None
         heard = monotonic()
+        before = -1
         while True:
             pause = min(patience.left(), QUIET)
-            if (self._pending and self._pending()) or self._poll.poll(pause * 1000 + 0.999):
+            # Where others wait too, something has mostly come already: to look first would be a system call more.
+            likely = self.received != before and self._engine.active > 1
+            if likely or (self._pending and self._pending()) or self._poll.poll(pause * 1000 + 0.999):
                 before = self.received
                 if self._receive(me):
                     return
