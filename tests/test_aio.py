@@ -391,12 +391,14 @@ def test_a_loop_that_has_ended(way: Way, server: Door) -> None:
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_loop_that_was_just_closed(tls: bool, held: bool) -> None:
     """Where nobody ends the loop's generators, aclose() in another loop, or the end of the client, closes all."""
-    with fresh_server(tls=tls) as server:
-        _just_closed(server, held)
-
-
-def _just_closed(server: Door, held: bool) -> None:
     book = fewports.Ledger()
+    with fresh_server(tls=tls) as server:
+        _just_closed(server, held, book)
+
+        assert counts(book)[:2] == (0, 0)
+
+
+def _just_closed(server: Door, held: bool, book: fewports.Ledger) -> None:
     http = manager(server, ledger=book)
     loop = asyncio.new_event_loop()
     path = "/bytes?n=3000000" if held else "/"
@@ -406,8 +408,6 @@ def _just_closed(server: Door, held: bool) -> None:
     del response
     gc.collect()
     asyncio.run(http.aclose())
-
-    assert counts(book)[:2] == (0, 0)
 
 
 def test_a_client_that_is_forgotten(way: Way, server: Door) -> None:

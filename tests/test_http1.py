@@ -332,7 +332,7 @@ def test_control_characters(code: int) -> None:
 @pytest.mark.parametrize("data", [b"S", b"HTTX", b"\r", b"HTTP/2", OK + b"A: x\n", OK + b" x\r\n", OK + b"x\r\n"])
 def test_told_at_once(data: bytes) -> None:
     """A wrong line is told when it is there; nobody waits for the end of the head, or a time-out."""
-    refusal(data)
+    assert refusal(data).what
 
 
 def test_errors_are_ours_and_pickle() -> None:
