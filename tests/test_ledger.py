@@ -492,7 +492,7 @@ def test_a_port_that_can_be_reused_early() -> None:
 
     assert books.ledger._closings.next_of(books.refuser(), books.clock.now) == pytest.approx(0.5)
     books.clock.advance(0.51)
-    books.take()
+    assert books.take()
 
 
 def test_a_port_whose_hold_is_over_is_free_though_its_row_stays() -> None:
@@ -793,7 +793,7 @@ def test_a_space_that_the_kernel_refused_is_left_alone() -> None:
     assert books.refuser().held == 0
     assert books.events.of(KernelRefused) == [KernelRefused(PortSpace(S, A))]
     books.clock.advance(FIRST_PAUSE)
-    books.take()
+    assert books.take()
 
 
 def test_another_space_goes_on() -> None:
@@ -1678,7 +1678,7 @@ def test_an_orphan_without_time_wait() -> None:
     books.kernel.keep(books.open(lease), 20.0)
     books.ledger.orphan(lease, time_wait=False)
 
-    books.take()
+    assert books.take()
 
 
 def test_an_orphan_that_was_released_is_no_error() -> None:
@@ -1688,8 +1688,8 @@ def test_an_orphan_that_was_released_is_no_error() -> None:
     books.release(lease)
     books.ledger.orphan(lease)
 
-    books.take()
-    books.refuser()
+    assert books.take()
+    assert books.refuser()
 
 
 def test_an_orphan_nudges_the_timer_while_somebody_waits() -> None:
@@ -1760,7 +1760,7 @@ def test_a_watched_lease_becomes_time_wait() -> None:
     assert books.ledger._closings.next_of(books.refuser(), books.clock.now) == pytest.approx(30.0)
     books.kernel.let_go(flow)
     books.later(30.5)
-    books.take()
+    assert books.take()
 
 
 def test_who_waits_for_a_watched_lease() -> None:
@@ -1792,7 +1792,7 @@ def test_a_watched_lease_where_the_kernel_cannot_be_asked() -> None:
     books.refuser()
     books.clock.advance(1.0)
 
-    books.take()
+    assert books.take()
 
 
 def test_a_lease_whose_owner_is_gone_is_found() -> None:
@@ -1870,7 +1870,7 @@ def test_configure_may_lower_the_budget() -> None:
 
     books.refuser()
     books.release(leases[2])
-    books.take()
+    assert books.take()
 
 
 def test_configure_may_raise_the_budget() -> None:
@@ -1932,7 +1932,7 @@ def test_configure_keeps_the_pace() -> None:
 
     assert books.refuser().scope == "pace"
     books.open(leases[0])
-    books.take()
+    assert books.take()
 
 
 def test_configure_watched_and_orphaned() -> None:
@@ -2094,7 +2094,7 @@ def test_forget_with_the_lock_held() -> None:
     books.ledger._lock.acquire()
     books.ledger.forget()
 
-    books.take()
+    assert books.take()
 
 
 # Threads.
