@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,11 +16,12 @@ from support.sampler import client_rows
 
 import fewports
 from fewports.address import Flow
-from fewports.events import CloseReason, ConnectionClosed
+from fewports.events import CloseReason, ConnectionClosed, ConnectionOpened
+from fewports.gated import ABORT
 from fewports.kernel.diag import Row, State, look_up
 from fewports.ledger.closings import Referee, kernel_referee
 from fewports.testing import Captured
-from fewports.urllib3 import HTTPConnection, HTTPConnectionPool, PoolManager
+from fewports.urllib3 import HTTPConnection, HTTPConnectionPool, HTTPSConnection, PoolManager
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "TLS"])
@@ -233,3 +237,60 @@ def test_a_late_byte_makes_a_connection_unfit() -> None:
         for sock in (peer, second):
             sock.close()
         pool.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_reset_before_the_handshake_closes_the_socket() -> None:
+    """A connection that the server resets before TLS begins is closed with the error, not when the error is dropped."""
+    book = fewports.Ledger()
+    with listen(["127.0.0.1"])[0] as listener:
+
+        def reset(event: object) -> None:
+            if isinstance(event, ConnectionOpened):
+                peer, _ = listener.accept()
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+                peer.close()
+                assert until(lambda: not client_rows(listener.getsockname()[1]))
+
+        book.subscribe(reset)
+        connection = HTTPSConnection(*listener.getsockname())
+        connection.gate = PoolManager(ledger=book).gate
+        before = descriptors()
+        with pytest.raises(ConnectionResetError) as caught:
+            connection.connect()
+        assert descriptors() == before, caught  # it keeps all that its frames have
+        assert book.usage() == []
+
+
+def test_an_interrupt_in_the_handshake_closes_the_socket() -> None:
+    """A KeyboardInterrupt in the middle of the TLS handshake leaves no connection, although its traceback lives."""
+    book = fewports.Ledger()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGUSR1, interrupt)
+    main = threading.main_thread().ident
+    assert main is not None
+    with listen(["127.0.0.1"])[0] as listener:
+
+        def break_in() -> bytes:
+            peer, _ = listener.accept()
+            with peer:
+                hello = peer.recv(1000)
+                signal.pthread_kill(main, signal.SIGUSR1)
+                return hello + b"".join(iter(lambda: peer.recv(1000), b""))
+
+        aside = Aside(break_in)
+        try:
+            connection = HTTPSConnection(*listener.getsockname())
+            connection.gate = PoolManager(ledger=book).gate
+            with pytest.raises(KeyboardInterrupt) as caught:
+                connection.connect()
+            assert aside.result(), caught  # the server has seen the end
+        finally:
+            signal.signal(signal.SIGUSR1, former)
+        assert until(lambda: book.usage() == [])

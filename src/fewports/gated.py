@@ -14,6 +14,7 @@ import ssl
 import struct
 import sys
 import threading
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ _SPARED = {CloseReason.GAVE_WAY, CloseReason.POOL_CLOSED}
 _DONE = CloseReason.DONE
 _STREAM = socket.SOCK_STREAM
 _OPEN, _RELEASED = Lease.OPEN, Lease.RELEASED
+_MAKING_TLS = ssl.SSLSocket._create.__func__.__code__  # type: ignore[attr-defined]
 _SYN_SENT, _ESTABLISHED, _CLOSE_WAIT = int(State.SYN_SENT), int(State.ESTABLISHED), int(State.CLOSE_WAIT)
 
 # Held while a descriptor is made or closed, when nobody can name it, and by whoever forks: else the child could not
@@ -233,6 +235,17 @@ def entrust(sock: GatedSocket) -> None:
     if lease is not None and lease.state < _RELEASED:
         spare = (sock.reason is not _DONE and sock.reason in _SPARED) or lease.pressed
         sock.ending = lease.state == _OPEN, _state_before(sock, lease, spare), spare
+
+
+def close_unfinished(error: BaseException) -> None:
+    """Close the TLS socket in whose making *error* was raised: it has the descriptor, and nobody else can reach it.
+
+    SSLSocket closes it itself after an OSError or a ValueError of its handshake; not after a KeyboardInterrupt there,
+    and not if the peer's reset comes before the handshake (Python 3.12 and older).
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is _MAKING_TLS and "self" in frame.f_locals:
+            frame.f_locals["self"].close()
 
 
 def let_go(sock: Gated) -> None:

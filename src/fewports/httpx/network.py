@@ -7,6 +7,7 @@ import socket
 import ssl
 from typing import Any
 
+from ..gated import close_unfinished
 from .libraries import Library
 
 
@@ -69,12 +70,14 @@ class NetworkStream:
         core = self._library.core
         try:
             wrapped = ssl_context.wrap_socket(self._standing(timeout), server_hostname=server_hostname)
-        except TimeoutError as error:
+        except BaseException as error:
+            close_unfinished(error)
             self.close()
-            raise core.ConnectTimeout(error) from error
-        except OSError as error:
-            self.close()
-            raise core.ConnectError(error) from error
+            if isinstance(error, TimeoutError):
+                raise core.ConnectTimeout(error) from error
+            if isinstance(error, OSError):
+                raise core.ConnectError(error) from error
+            raise
         return NetworkStream(self._library, wrapped)
 
     def get_extra_info(self, info: str) -> Any:

@@ -43,7 +43,7 @@ from urllib3.util import SKIP_HEADER, Timeout, connection
 from .. import errors
 from ..address import Destination, Origin
 from ..events import CloseReason
-from ..gated import GatedSocket, gated, pass_on
+from ..gated import GatedSocket, close_unfinished, gated, pass_on
 from ..http1 import LocalProtocolError, Preset, may_repeat, request_head
 from ..kernel import facts, options
 from ..ledger.account import Lease
@@ -164,6 +164,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                 self._share(self.home)
         except BaseException as error:
             outcome.passing = False
+            close_unfinished(error)
             outcome.close()  # gives the lease back, if the descriptor has gone elsewhere and is closed
             self._opened(None, failed=isinstance(error, Exception))
             raise
