@@ -250,4 +250,21 @@ class _Into(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        return self._wire.read_into(memoryview(buffer))
+        wire, view = self._wire, memoryview(buffer)
+        reader = wire.reader
+        wanted = min(len(view), reader.expects)
+        if not wanted or reader.ready:
+            return wire.read_into(view)
+        # A large body is hundreds of recv(): what Python does for each is felt.
+        receive, hurried, filled = wire.sock.recv_into, wire.deadline is not None, 0
+        try:
+            while filled < wanted:
+                if hurried:
+                    wire.hurry()
+                if not (count := receive(view[filled:wanted])):
+                    break
+                filled += count
+        finally:
+            if filled:
+                reader.took(filled)
+        return filled or wire.read_into(view)
