@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -30,6 +31,7 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 from support.listeners import free_port
+from support.scripted import Peer, Scripted
 from support.servers import HttpProxy, SocksProxy
 
 import fewports
@@ -779,6 +781,65 @@ def test_responses_are_those_of_stock(server: Door) -> None:
             assert list(map(repr, session.cookies)) == list(map(repr, stock.cookies))
 
 
+def test_a_body_is_held_once(server: Door) -> None:
+    """The content of a response takes its own size of memory at most: it is read in one piece, not in joined ones."""
+    peaks = []
+    for kind in (requests.Session, Session):
+        with kind() as session:
+            session.get(server.url + "/bytes?n=10")
+            tracemalloc.start()
+            try:
+                assert len(session.get(server.url + "/bytes?n=8000000").content) == 8000000
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+
+    assert peaks[1] < 9e6
+    assert peaks[0] > 15e6, "requests itself holds it once now"
+
+
+def broken_bodies() -> dict[str, bytes]:
+    """Bodies that end too early, or are not what they say."""
+    head = b"HTTP/1.1 200 OK\r\n"
+    return {
+        "short": head + b"Content-Length: 100000\r\n\r\n" + bytes(50000),
+        "none": head + b"Content-Length: 10\r\n\r\n",
+        "short chunk": head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+        "no chunk": head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nab",
+        "not gzip": head + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+        "close": head + b"\r\nabc",
+        "silence": head + b"Content-Length: 10\r\n\r\nabc",
+    }
+
+
+@pytest.mark.parametrize("how", broken_bodies())
+@pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
+def test_bodies_fail_as_with_stock(how: str, reset: bool) -> None:
+    """A body that ends too early or is not what it says fails as with stock requests, and leaves the same."""
+
+    def serve(peer: Peer) -> None:
+        peer.request()
+        peer.send(broken_bodies()[how])
+        if how == "silence":
+            peer.end()
+        elif reset:
+            peer.reset()
+
+    def attempt(session: requests.Session, url: str) -> object:
+        made: list[requests.Response] = []
+        adapter: Any = session.get_adapter(url)
+        build = adapter.build_response
+        adapter.build_response = lambda *given: made.append(build(*given)) or made[-1]
+        try:
+            found: object = session.get(url, timeout=0.2 if how == "silence" else 5).content
+        except requests.RequestException as error:
+            found = type(error), type(error.args[0])
+        return found, made[0]._content_consumed, made[0]._content, made[0].raw.read()
+
+    with Scripted(serve, serve) as door, requests.Session() as stock, Session() as ours:
+        assert attempt(ours, door.url) == attempt(stock, door.url)
+
+
 def test_hooks_see_what_they_see_with_stock(server: Door) -> None:
     """Hooks of the session and of the request get the same responses and options, and may replace the response."""
     told: list[list[object]] = [[], []]
@@ -886,6 +947,7 @@ def test_a_sessions_method_that_is_replaced_is_called(
         *("requests.sessions.get_netrc_auth", "requests.sessions.get_environ_proxies", "requests.utils.getproxies"),
         *("requests.adapters.TimeoutSauce", "requests.adapters.Response", "requests.sessions.merge_setting"),
         *("requests.sessions.PreparedRequest", "requests.utils.proxy_bypass", "requests.sessions.preferred_clock"),
+        *("requests.models.Response.iter_content", "urllib3.HTTPResponse.stream"),
     ],
 )
 def test_a_function_of_requests_that_is_replaced_is_called(

@@ -21,11 +21,13 @@ import requests.sessions
 import urllib3
 from requests.adapters import DEFAULT_POOLBLOCK, DEFAULT_POOLSIZE, DEFAULT_RETRIES, HTTPAdapter
 from requests.cookies import RequestsCookieJar
+from requests.exceptions import ChunkedEncodingError, InvalidSchema, SSLError
 from requests.exceptions import ConnectionError as RequestsConnectionError
-from requests.exceptions import InvalidSchema
 from requests.models import PreparedRequest, Response
 from requests.utils import get_auth_from_url, get_encoding_from_headers
 from urllib3 import HTTPHeaderDict
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
+from urllib3.exceptions import SSLError as Urllib3SSLError
 from urllib3.util import Retry, Timeout
 
 from . import errors
@@ -36,7 +38,8 @@ from .ledger.local import Ledger
 from .pool import AGE_LIMIT, IDLE_LIMIT
 from .source import Sources
 from .urllib3 import Gate, PoolManager, proxy_from_url
-from .urllib3 import Response as StraightResponse
+from .urllib3.response import Body
+from .urllib3.response import Response as StraightResponse
 
 __all__ = ["Adapter", "BudgetExhausted", "NoUsableSource", "Session", "mount"]
 
@@ -50,6 +53,10 @@ _GET_CONNECTION = own("requests", HTTPAdapter, "get_connection_with_tls_context"
 _KEY_ATTRIBUTES = own("requests", HTTPAdapter, "build_connection_pool_key_attributes")
 _REQUEST_URL = own("requests", HTTPAdapter, "request_url")
 _BUILD_RESPONSE = own("requests", HTTPAdapter, "build_response")
+_CONTENT = own("requests", Response, "content")
+_ITER_CONTENT = own("requests", Response, "iter_content")
+_STREAM = own("urllib3", urllib3.HTTPResponse, "stream")
+_READS = frozenset(("read", "stream"))
 _CONNECTION_FROM_HOST = PoolManager.connection_from_host
 _SESSION_SEND = own("requests", requests.Session, "send")
 _RESOLVE_REDIRECTS = own("requests", requests.Session, "resolve_redirects")
@@ -264,7 +271,7 @@ class Session(Preparing):
         if not is_own(self.resolve_redirects, _RESOLVE_REDIRECTS) or self.get_redirect_target(response):
             response = self._redirected(response, request, follow, kwargs)
         if not kwargs["stream"]:
-            response.content  # noqa: B018 - reads it
+            _read(response)
         return response
 
     def close(self) -> None:
@@ -314,6 +321,36 @@ class _KeyMaker(urllib3.PoolManager):
 
     def connection_from_pool_key(self, pool_key: Any, request_context: dict[str, Any]) -> Any:
         return pool_key, request_context
+
+
+def _read(response: Any) -> None:
+    """Read the body, in one piece if it is sent as it is: requests joins pieces of 10 KiB, which takes it twice."""
+    raw, kept = response.raw, vars(response)
+    if (
+        type(raw) is not StraightResponse
+        or type(raw.__dict__.get("_fp")) is not Body
+        or raw._encoded
+        or raw._decoder_initialized
+        or raw.chunked
+        or not raw.__dict__.keys().isdisjoint(_READS)
+        or not is_own(StraightResponse.stream, _STREAM)
+        or type(response) is not Response
+        or kept["_content"] is not False
+        or kept["_content_consumed"]
+        or not is_own(Response.content, _CONTENT)
+        or not is_own(Response.iter_content, _ITER_CONTENT)
+    ):
+        response.content  # noqa: B018 - reads it
+        return
+    try:
+        kept["_content"] = raw.read()
+    except ProtocolError as error:
+        raise ChunkedEncodingError(error) from error
+    except ReadTimeoutError as error:
+        raise RequestsConnectionError(error) from error
+    except Urllib3SSLError as error:
+        raise SSLError(error) from error
+    kept["_content_consumed"] = True
 
 
 def _settings(manager: PoolManager) -> tuple[object, ...]:
