@@ -116,6 +116,9 @@ class Body:
         """Return *amt* bytes, or all that is left; raises IncompleteRead where http.client does."""
         wire = self._open()
         if wire is None:
+            missing = self.__dict__.pop("_missing", None)
+            if missing is not None and (amt is None or amt < 0):
+                raise http.client.IncompleteRead(b"", missing.expected) from missing
             return b""
         try:
             data = wire.read(None if amt is None or amt < 0 else amt)
@@ -206,6 +209,7 @@ class Body:
         self.close()
         if strict:
             raise http.client.IncompleteRead(data, failure.expected) from failure
+        self._missing = failure  # nobody was told
 
 
 class Response(urllib3.HTTPResponse):
@@ -284,7 +288,8 @@ class Response(urllib3.HTTPResponse):
         data = self._raw_read(amt)
         if amt is not None:
             self._uncached_read_occurred = True
-            if data and len(data) < amt and self.length_remaining:
+            decodes = self.decode_content if decode_content is None else decode_content
+            if decodes and data and len(data) < amt and self.length_remaining:
                 try:
                     self._raw_read(amt)  # it ended too early: raises
                 except ProtocolError:
