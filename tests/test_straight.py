@@ -154,12 +154,15 @@ def test_a_new_connection_that_ends_is_no_reason_to_repeat() -> None:
         assert server.accepted == 1
 
 
-def test_a_byte_of_the_response_ends_all_repeating() -> None:
+@pytest.mark.parametrize("end", ["FIN", "RST"])
+def test_a_byte_of_the_response_ends_all_repeating(end: str) -> None:
     """Once a byte of the response came, the request is not sent again."""
 
     def stub(peer: Peer) -> None:
         peer.request()
         peer.send(b"H")
+        if end == "RST":
+            peer.reset()  # behind the byte, which is on its way
 
     with talking(then(serve(1), stub), serve(1)) as (pool, server):
         pool.urlopen("GET", "/")
