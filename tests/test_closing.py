@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -273,15 +274,21 @@ def test_an_interrupt_in_the_handshake_closes_the_socket() -> None:
         raise KeyboardInterrupt
 
     former = signal.signal(signal.SIGUSR1, interrupt)
-    main = threading.main_thread().ident
-    assert main is not None
+    main = threading.main_thread()
+    assert main.ident is not None
+    state = Path(f"/proc/self/task/{main.native_id}/stat")
+
+    def waits() -> bool:
+        return state.read_text().rpartition(")")[2].split()[0] == "S"
+
     with listen(["127.0.0.1"])[0] as listener:
 
         def break_in() -> bytes:
             peer, _ = listener.accept()
             with peer:
                 hello = peer.recv(1000)
-                signal.pthread_kill(main, signal.SIGUSR1)
+                assert until(waits)  # between two calls of OpenSSL nobody would look at a signal before the second ends
+                signal.pthread_kill(main.ident, signal.SIGUSR1)
                 return hello + b"".join(iter(lambda: peer.recv(1000), b""))
 
         aside = Aside(break_in)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+import zlib
 from typing import Any
 
 import pytest
 import urllib3
 from faces import Aside, until
 from http2_faces import SHORT, Client, client, each_way, serving, talking
-from http2_peer import data, goaway, head, settings
+from http2_peer import OK, data, goaway, head, settings
 from support.programs import Nginx
 from support.scripted_h2 import H2Peer
 from support.servers import H2Server
@@ -164,3 +165,28 @@ def test_who_wraps_http_client_sees_every_request(monkeypatch: pytest.MonkeyPatc
     with Nginx(tls=True, http2=True) as server, client(server) as made:
         assert made.get("/hello").version == 11
     assert seen == ["/hello"]
+
+
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("amount", [1024, None])
+def test_a_piece_of_no_known_length_is_given_when_it_comes(amount: int | None, coded: bool) -> None:
+    """stream() gives what is there of a response without Content-Length, as of chunks: an event waits for no other."""
+    coder = zlib.compressobj(wbits=31)
+    events = [b"data: 1\n\n", b"data: 2\n\n"]
+    sent = [coder.compress(event) + coder.flush(zlib.Z_SYNC_FLUSH) for event in events] if coded else events
+    fields = [*OK, ("content-encoding", "gzip")] if coded else OK
+
+    def script(peer: H2Peer) -> None:
+        peer.greet()
+        stream = peer.request().stream
+        peer.send(head(stream, *fields), data(stream, sent[0]))
+        peer.answer(peer.request().stream)
+        peer.send(data(stream, sent[1], end=True))
+        peer.serve()
+
+    with talking(script) as made:
+        pieces = made.get("/", preload_content=False, timeout=3).stream(amount)
+
+        assert next(pieces) == events[0]
+        assert made.get("/next").data == b"ok"
+        assert b"".join(pieces) == events[1]

@@ -154,12 +154,15 @@ def test_a_new_connection_that_ends_is_no_reason_to_repeat() -> None:
         assert server.accepted == 1
 
 
-def test_a_byte_of_the_response_ends_all_repeating() -> None:
+@pytest.mark.parametrize("end", ["FIN", "RST"])
+def test_a_byte_of_the_response_ends_all_repeating(end: str) -> None:
     """Once a byte of the response came, the request is not sent again."""
 
     def stub(peer: Peer) -> None:
         peer.request()
         peer.send(b"H")
+        if end == "RST":
+            peer.reset()  # behind the byte, which is on its way
 
     with talking(then(serve(1), stub), serve(1)) as (pool, server):
         pool.urlopen("GET", "/")
@@ -496,8 +499,11 @@ def test_each_way_to_read_gives_the_whole_body(server: Any, path: str, way: str)
 
 
 @pytest.mark.parametrize("reads", [(50, None), (3, 50, None), (50, 50), (3, 50, 1, None), (None, None)])
+@pytest.mark.parametrize("decode", [True, False], ids=["decoded", "raw"])  # requests asks for it raw
 @pytest.mark.parametrize("coding", [False, True], ids=["plain", "gzip"])
-def test_what_came_before_a_break_is_there_for_who_reads_on(coding: bool, reads: tuple[int | None, ...]) -> None:
+def test_what_came_before_a_break_is_there_for_who_reads_on(
+    coding: bool, decode: bool, reads: tuple[int | None, ...]
+) -> None:
     """After the error of a body that broke off each read() gives what it gives in urllib3."""
     body = gzip.compress(b"hello" * 9)[:25] if coding else b"hello"
 
@@ -510,7 +516,7 @@ def test_what_came_before_a_break_is_there_for_who_reads_on(coding: bool, reads:
 
     def given(http: Any) -> list[object]:
         found: list[object] = []
-        response = http.request("GET", server.url, preload_content=False, retries=False)
+        response = http.request("GET", server.url, preload_content=False, retries=False, decode_content=decode)
         for amount in reads:
             try:
                 found.append(response.read(amount))

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import urllib3
@@ -372,3 +373,33 @@ def test_options_that_cannot_work(bad: dict[str, Any]) -> None:
         ours.ProxyManager("http://localhost:1", **bad)
     with pytest.raises(LocationValueError):
         HTTPConnectionPool("")
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_a_recorder_in_the_place_of_connections_gets_the_requests(tls: bool) -> None:
+    """What vcrpy puts where urllib3's pools have their connections is asked, although one of ours is idle."""
+    stock = urllib3.HTTPSConnectionPool if tls else urllib3.HTTPConnectionPool
+    asked: list[str] = []
+
+    class Recorder(stock.ConnectionCls):  # type: ignore[misc, name-defined]
+        def request(self, method: str, url: str, *args: Any, **options: Any) -> None:
+            asked.append(url)
+            super().request(method, url, *args, **options)
+
+    book = fewports.Ledger()
+    with (
+        fresh_server(tls=tls) as server,
+        PoolManager(ledger=book, ca_certs=server.ca_path, maxsize=1, block=True) as http,
+    ):
+        http.request("GET", server.url + "/")
+        pools = urllib3.HTTPConnectionPool, urllib3.HTTPSConnectionPool
+        with (
+            mock.patch.object(pools[0], "ConnectionCls", Recorder),
+            mock.patch.object(pools[1], "ConnectionCls", Recorder),
+        ):
+            answers = [http.request("GET", server.url + path) for path in ("/echo", "/headers")]
+        last = http.request("GET", server.url + "/")
+
+        assert [answer.status for answer in (*answers, last)] == [200] * 3
+        assert asked == ["/echo", "/headers"]
+        assert counts(book)[:2] == (0, 1)

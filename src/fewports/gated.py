@@ -35,7 +35,11 @@ _SPARED = {CloseReason.GAVE_WAY, CloseReason.POOL_CLOSED}
 _DONE = CloseReason.DONE
 _STREAM = socket.SOCK_STREAM
 _OPEN, _RELEASED = Lease.OPEN, Lease.RELEASED
-_MAKING_TLS = ssl.SSLSocket._create.__func__.__code__  # type: ignore[attr-defined]
+_MAKING_TLS = getattr(ssl.SSLSocket, "_create", ssl.SSLSocket.__init__).__code__  # gevent's has no _create()
+# What gevent puts in the place of socket.socket is none of _socket's, and has one of those.
+_native = issubclass(socket.socket, _socket.socket)
+_base: Any = _socket.socket if _native else socket.socket
+_end: Callable[[Any], None] = _base.close if _native else _base._real_close
 _SYN_SENT, _ESTABLISHED, _CLOSE_WAIT = int(State.SYN_SENT), int(State.ESTABLISHED), int(State.CLOSE_WAIT)
 
 # Held while a descriptor is made or closed, when nobody can name it, and by whoever forks: else the child could not
@@ -76,7 +80,7 @@ class GatedSocket(socket.socket):
         return super().dup()
 
     def _real_close(self) -> None:
-        _close(self, _socket.socket.close)
+        _close(self, _end)
 
     def __del__(self) -> None:
         if self.lease is not None or self.fileno() >= 0:
@@ -251,7 +255,7 @@ def close_unfinished(error: BaseException) -> None:
 def let_go(sock: Gated) -> None:
     """Close the descriptor in a forked child; the connection goes on in the parent."""
     sock.lease = None
-    descriptor = _socket.socket.detach(sock)
+    descriptor = _base.detach(sock)
     if descriptor >= 0:
         os.close(descriptor)
 
@@ -312,16 +316,16 @@ def _shut(sock: Gated, close: Callable[[Any], None]) -> None:
 
 def _drop(sock: Gated) -> None:
     """Close what was left to the garbage collector; no lock may be taken here."""
-    number = _socket.socket.fileno(sock)
+    number = _base.fileno(sock)
     text = repr(sock) if number >= 0 else ""
     lease = getattr(sock, "lease", None)
     if lease is None or lease.state >= Lease.RELEASED or sys.is_finalizing():
-        _socket.socket.close(sock)
+        _end(sock)
     else:
         sock.lease = None
         spare = lease.pressed
         state = _state_before(sock, lease, spare)
-        _shut(sock, _socket.socket.close)
+        _shut(sock, _end)
         flow = lease.flow
         closed = _closed(flow, state, spare, CloseReason.DROPPED) if flow else None
         lease.ledger.orphan(lease, time_wait=flow is not None, closed=closed)

@@ -333,7 +333,7 @@ def _read(response: Any) -> None:
         or raw._decoder_initialized
         or raw.chunked
         or not raw.__dict__.keys().isdisjoint(_READS)
-        or not is_own(StraightResponse.stream, _STREAM)
+        or not is_own(urllib3.HTTPResponse.stream, _STREAM)
         or type(response) is not Response
         or kept["_content"] is not False
         or kept["_content_consumed"]

@@ -73,8 +73,12 @@ class Answer(NamedTuple):
 
 # What APM agents and others wrap. Where one of them is not as it came, requests go its way.
 _POOLING = ("_get_conn", "_put_conn", "_make_request")
-_pooling = attrgetter("urlopen", *_POOLING)
-_stock_pooling = tuple(own("urllib3", urllib3.HTTPConnectionPool, step) for step in ("urlopen", *_POOLING))
+_pooling = attrgetter("ConnectionCls", "urlopen", *_POOLING)
+_stock_pooling = (
+    urllib3.HTTPConnectionPool.ConnectionCls,
+    *(own("urllib3", urllib3.HTTPConnectionPool, step) for step in ("urlopen", *_POOLING)),
+)
+OUR_CONNECTIONS = (HTTPConnection, HTTPSConnection)
 
 
 class HTTPConnectionPool(urllib3.HTTPConnectionPool):
@@ -249,11 +253,28 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         except BaseException:
             self.home.add_place()  # urlopen gives a place back after all errors but EmptyPoolError
             raise
-        if conn is None:
-            conn = self._new_conn()
+        if (recorder := self._recorder()) is not None:
+            if conn is not None:
+                conn.close()
+            return self._recorded(recorder)
+        conn = conn or self._new_conn()
         if isinstance(conn, HTTPConnection):
             conn.wait = timeout
         return conn
+
+    def _recorder(self) -> type[BaseHTTPConnection] | None:
+        """Return what somebody put in the place of urllib3's connections, to answer for them, as vcrpy does."""
+        stock = urllib3.HTTPSConnectionPool if self.scheme == "https" else urllib3.HTTPConnectionPool
+        found = stock.ConnectionCls
+        plain = found.__module__.partition(".")[0] == "urllib3" or self.ConnectionCls not in OUR_CONNECTIONS
+        return None if plain else found
+
+    def _recorded(self, recorder: type[BaseHTTPConnection]) -> BaseHTTPConnection:
+        cast(Any, self).ConnectionCls = recorder
+        try:
+            return super()._new_conn()
+        finally:
+            del self.ConnectionCls
 
     def urlopen(  # type: ignore[override]
         self,

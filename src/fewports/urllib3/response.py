@@ -2,6 +2,8 @@
 
 A ``Body`` stands where urllib3 expects the response of http.client. A ``Response`` makes its headers,
 and whatever else is rarely asked for, on the first access.
+
+Long, because a response of urllib3 is one class, and has many ways to be read.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+from collections.abc import Generator
 from typing import Any, cast
 
 import urllib3
@@ -116,6 +119,9 @@ class Body:
         """Return *amt* bytes, or all that is left; raises IncompleteRead where http.client does."""
         wire = self._open()
         if wire is None:
+            missing = self.__dict__.pop("_missing", None)
+            if missing is not None and (amt is None or amt < 0):
+                raise http.client.IncompleteRead(b"", missing.expected) from missing
             return b""
         try:
             data = wire.read(None if amt is None or amt < 0 else amt)
@@ -206,6 +212,7 @@ class Body:
         self.close()
         if strict:
             raise http.client.IncompleteRead(data, failure.expected) from failure
+        self._missing = failure  # nobody was told
 
 
 class Response(urllib3.HTTPResponse):
@@ -284,7 +291,8 @@ class Response(urllib3.HTTPResponse):
         data = self._raw_read(amt)
         if amt is not None:
             self._uncached_read_occurred = True
-            if data and len(data) < amt and self.length_remaining:
+            decodes = self.decode_content if decode_content is None else decode_content
+            if decodes and data and len(data) < amt and self.length_remaining:
                 try:
                     self._raw_read(amt)  # it ended too early: raises
                 except ProtocolError:
@@ -296,6 +304,18 @@ class Response(urllib3.HTTPResponse):
         elif not self._uncached_read_occurred:
             self._body = data
         return data
+
+    def stream(self, amt: int | None = 65536, decode_content: bool | None = None) -> Generator[bytes]:
+        """Yield pieces of *amt* bytes, as urllib3 does; over HTTP/2, if no length is known, less where less is there.
+
+        HTTP/1.1 would have chunks then, and each is given when it comes: an event is no use when the next is here.
+        """
+        body: object = self._fp
+        if self.version == 20 and self.length_remaining is None and type(body) is Body:
+            while data := self.read1(amt, decode_content):
+                yield data
+        else:
+            yield from super().stream(amt, decode_content)
 
     def _raw_read(self, amt: int | None = None, *, read1: bool = False) -> bytes:
         body: object = self._fp
