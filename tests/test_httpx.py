@@ -458,6 +458,19 @@ def test_tls(lib: ModuleType, secure: Door) -> None:
         client.get(secure.url)
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_environments_certificates(
+    lib: ModuleType, secure: Door, trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With trust_env the authorities of SSL_CERT_FILE are known, without it they are not; as to the own transport."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(secure.ca_path))
+    for transport in transports(lib, trust_env=trusted):
+        with lib.Client(transport=transport) as client, contextlib.ExitStack() as stack:
+            if not trusted:
+                stack.enter_context(pytest.raises(lib.ConnectError, match="certificate verify failed"))
+            assert client.get(secure.url).status_code == 200
+
+
 def test_sni_hostname(lib: ModuleType, secure: Door) -> None:
     """The extension sni_hostname names the server that is asked for, and the one whose certificate is checked."""
     with lib.Client(transport=Transport(verify=trusting(secure))) as client:

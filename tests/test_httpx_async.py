@@ -312,14 +312,21 @@ def test_a_connect_timeout_is_that_of_the_library() -> None:
 # TLS.
 
 
-def test_tls(lib: ModuleType, way: str, secure: Door) -> None:
-    """verify= takes what the library takes; a certificate that is another's, or nobody's, is a ConnectError."""
+def test_tls(lib: ModuleType, way: str, secure: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """verify= and trust_env= are the library's; a certificate that is another's, or nobody's, is a ConnectError."""
     for verify in (trusting(secure), False):
         response = with_client(way, lib, AsyncTransport(verify=verify), lambda client: client.get(secure.url))
         assert response.json()["message"] == "hello"
     error = with_client(way, lib, AsyncTransport(), lambda client: raised(client, "GET", secure.url))
     assert isinstance(error, lib.ConnectError)
     assert "certificate verify failed" in str(error)
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(secure.ca_path))
+    response = with_client(way, lib, AsyncTransport(), lambda client: client.get(secure.url))
+    assert response.status_code == 200
+    transport = AsyncTransport(trust_env=False)
+    error = with_client(way, lib, transport, lambda client: raised(client, "GET", secure.url))
+    assert isinstance(error, lib.ConnectError)
 
     async def named(client: Any) -> list[object]:
         url = secure.url.replace("127.0.0.1", "localhost")

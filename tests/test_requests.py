@@ -6,6 +6,7 @@ import contextlib
 import email
 import io
 import netrc
+import os
 import pickle
 import pkgutil
 import socket
@@ -32,7 +33,7 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 from support.listeners import free_port
 from support.scripted import Peer, Scripted
-from support.servers import HttpProxy, SocksProxy
+from support.servers import HttpProxy, SocksProxy, authority
 
 import fewports
 from fewports import _prepared
@@ -838,6 +839,37 @@ def test_bodies_fail_as_with_stock(how: str, reset: bool) -> None:
 
     with Scripted(serve, serve) as door, requests.Session() as stock, Session() as ours:
         assert attempt(ours, door.url) == attempt(stock, door.url)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("framing", ["Content-Length: 100000\r\n", "Transfer-Encoding: chunked\r\n", ""])
+def test_a_broken_record_is_an_ssl_error(framing: str, stream: bool) -> None:
+    """What TLS cannot read in the middle of a body is the error that it is with stock requests."""
+    keys = authority("127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys.chain, keys.key)
+
+    def serve(peer: Peer) -> None:
+        secured = context.wrap_socket(peer.sock, server_side=True)
+        peer.sock = secured
+        secured.recv(65536)
+        body = bytes(20000)
+        if framing.startswith("T"):
+            body = b"ffff\r\n" + body
+        secured.sendall(f"HTTP/1.1 200 OK\r\n{framing}\r\n".encode() + body)
+        os.write(secured.fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
+        secured.recv(1)
+
+    told: list[object] = []
+    with Scripted(serve, serve) as door:
+        for kind in (requests.Session, Session):
+            with kind() as session:
+                session.verify = keys.ca_path
+                with pytest.raises(requests.RequestException) as caught:
+                    _ = session.get(door.url.replace("http:", "https:"), timeout=5, stream=stream).content
+                told.append((type(caught.value), type(caught.value.args[0])))
+
+    assert told[0] == told[1]
 
 
 def test_hooks_see_what_they_see_with_stock(server: Door) -> None:

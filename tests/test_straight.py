@@ -568,6 +568,27 @@ def test_what_a_response_says_of_its_framing(method: str, fields: bytes, body: b
         assert server.accepted == 2 * before
 
 
+@pytest.mark.parametrize("amount", [None, 3_000_000])
+def test_a_large_body_that_is_cut_off_says_how_much_is_missing(amount: int | None) -> None:
+    """The numbers in IncompleteRead are those of urllib3, for a body that is received in many pieces, too."""
+
+    def serve(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n" + bytes(4_000_000))
+
+    told = []
+    with Scripted(serve, serve) as door:
+        for http in (urllib3.PoolManager(), PoolManager(ledger=fewports.Ledger())):
+            with http:
+                response = http.request("GET", door.url, preload_content=False)
+                with pytest.raises(ProtocolError, match="IncompleteRead") as caught:
+                    list(iter(lambda: response.read(amount), b""))  # noqa: B023
+                told.append(str(caught.value))
+
+    assert told[0] == told[1]
+    assert "1000000 more expected" in told[1]
+
+
 def test_a_stream_needs_no_memory_for_the_body(server: Any) -> None:
     """A body of 30 MB that is streamed takes less than 1 MB of memory at any time."""
     with PoolManager(ledger=fewports.Ledger()) as http:
