@@ -178,6 +178,17 @@ class DialPlan:
             for source in candidates:
                 yield self._want(source, destination, now)
 
+    @property
+    def common(self) -> bool:
+        """Say whether wants() are what any caller of the same pool would be told: nothing has failed."""
+        if self.bound.foreign or self.to.port or self._tried or self._chances:
+            return False
+        return not self.errors
+
+    def goes(self, destination: Destination) -> bool:
+        """Say whether *destination* is one of those that may still answer."""
+        return destination in self._left
+
     def more(self, flying: int) -> bool:
         """Say whether there are destinations besides the ones that are being tried."""
         return len(self._left) > flying

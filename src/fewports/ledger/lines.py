@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from ..events import Event
-from .account import Account, Waiter, Want, full_accounts
+from .account import NOWHERE, Account, Waiter, Want, full_accounts
 
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
 
@@ -32,11 +32,13 @@ class Lines:
         self.full: set[Account] = set()  # accounts with somebody in line
         self.blocked: set[Account] = set()  # and those that are left alone for a moment
 
-    def join(self, waiter: Waiter, now: float) -> None:
-        """Put *waiter* in the line of each account that keeps it waiting."""
-        for account in full_accounts(waiter.wants, now):
+    def join(self, waiter: Waiter, full: Sequence[Account]) -> None:
+        """Put *waiter* in the lines of those accounts that are *full*, and keep it waiting."""
+        for account in full:
             if account not in waiter.lines:
-                waiter.lines = {*waiter.lines, account}
+                if not account.waiters:
+                    account.alone = frozenset((account,))
+                waiter.lines = waiter.lines | account.alone if waiter.lines else account.alone
                 account.waiters.add(waiter)
                 if account not in self.full:
                     self.full.add(account)
@@ -47,8 +49,7 @@ class Lines:
         """Take *waiter* out of all lines."""
         for account in waiter.lines:
             self._leave(waiter, account)
-            account.tidy()
-        waiter.lines = set()
+        waiter.lines = NOWHERE
 
     def grant(self, accounts: Sequence[Account], now: float) -> None:
         """Serve those in line for any of *accounts* in the order of their coming, while there is room."""
@@ -104,13 +105,14 @@ class Lines:
                 heapq.heappop(account.line)  # who comes first of all is first in each
                 self._leave(waiter, account)
             waiter.lines = waiter.lines.difference(free)
-            self.join(waiter, now)
+            self.join(waiter, full_accounts(waiter.wants, now))
             self._out.append(waiter)
             self._nudge()
 
     def _leave(self, waiter: Waiter, account: Account) -> None:
-        account.waiters.discard(waiter)
+        account.leave(waiter)
         if not account.waiters:
+            account.alone = NOWHERE
             self.full.discard(account)
             if account.blocked_until and not account.backoff:
                 self._unblock(account)  # it was for those in line alone, one after the other

@@ -14,15 +14,17 @@ from typing import TypeVar
 
 from ..address import Destination, family_of, from_sockaddr
 from ..dial import To, Way, way_to
-from ..dialing import Connect, Dialing, Floor, Limits, Queue, Step, close_failed, stands
+from ..dialing import Connect, Dialing, Limits, Queue, Step, close_failed, stands
 from ..gated import CallFailed, GatedSocket, SocketOption, open_socket
 from ..ledger.account import Holder, Lease
 from ..ledger.local import Ledger
 from ..pool import Pool
+from ..standing import Floor
 from . import exit, fork  # noqa: F401 - what is to happen at exit and in a forked child
 from .timer import Idle, timer
 
 C = TypeVar("C", bound=Idle)
+FLOOR = Floor(monotonic, timer.watch_ledger)
 Failure = tuple[Lease, str, OSError]  # of which the call
 _stock_getaddrinfo = socket.getaddrinfo
 
@@ -95,8 +97,7 @@ def dial(
                 return outcome
             failure = outcome
     alarm = Alarm()
-    floor = Floor(monotonic, alarm.wake, timer.watch_ledger)
-    dialing = Dialing(to, destinations, Limits(timeout, wait, ticket), floor, options=options, pool=pool)
+    dialing = Dialing(to, destinations, Limits(timeout, wait, ticket), alarm.wake, FLOOR, options=options, pool=pool)
     if failures is not None:
         dialing.plan.errors = failures
     if failure is not None:
