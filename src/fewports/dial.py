@@ -180,10 +180,8 @@ class DialPlan:
 
     @property
     def common(self) -> bool:
-        """Say whether wants() are what any caller of the same pool would be told: nothing has failed."""
-        if self.bound.foreign or self.to.port or self._tried or self._chances:
-            return False
-        return not self.errors
+        """Say whether another caller of the same pool may wait for the same: not where each gets other sources."""
+        return not (self.bound.foreign or self.to.port)
 
     def goes(self, destination: Destination) -> bool:
         """Say whether *destination* is one of those that may still answer."""

@@ -23,7 +23,7 @@ from .gated import CallFailed, GatedSocket, SocketName, SocketOption, open_socke
 from .kernel.facts import port_range
 from .ledger.account import Account, Lease, Waiter, Want
 from .pool import Pool, PoolClosed
-from .standing import Endable, Floor, Standing, lead, leave, reclaim
+from .standing import Endable, Floor, Standing, Turn, lead, leave, reclaim
 
 NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port before a caller stands in line
 
@@ -57,14 +57,13 @@ Steps = Generator[Step, Sequence[GatedSocket], GatedSocket | C]
 class Limits(NamedTuple):
     """*timeout* bounds each attempt to connect, *wait* the time in line beside the budget's own; both in seconds.
 
-    *ticket* is the place in line of who has stood in one before, *waited* for how long, and *lease* what came of it.
+    *ticket* is the place in line of who has stood in one before; *turn* is that of who was given a lease there.
     """
 
     timeout: float | None = None
     wait: float | None = None
     ticket: int | None = None
-    waited: float = 0.0
-    lease: Lease | None = None
+    turn: Turn | None = None
 
 
 def stands(lease: Lease, sock: GatedSocket, now: float) -> None:
@@ -115,10 +114,11 @@ class Dialing(Generic[C]):
         self._waiter = Waiter(wake, pool)
         if limits.ticket is not None:
             self._waiter.ticket = limits.ticket
-        if limits.lease is not None:
-            self._waiter.deliver(limits.lease)
         self._lined = False  # stood in line
-        self._waited = limits.waited
+        self._waited = 0.0
+        if (turn := limits.turn) is not None:
+            self._waiter.ticket, self._waited = turn.ticket, turn.waited
+            self._waiter.deliver(turn.lease)
         self._flying: dict[int, tuple[GatedSocket, Lease, float]] = {}  # by descriptor, with the deadline
 
     def steps(self) -> Steps[C]:
@@ -227,9 +227,10 @@ class Dialing(Generic[C]):
 
     def _brought(self) -> Lease | None:
         """Return the lease that came of an earlier stand in line, if it is still for one of our destinations."""
-        lease = self._waiter.outcome
-        if not isinstance(lease, Lease) or lease is not self._limits.lease:
+        turn, lease = self._limits.turn, self._waiter.outcome
+        if turn is None or lease is not turn.lease:
             return None
+        lease = turn.lease
         if self.plan.goes(lease.space.destination):
             return lease
         self._waiter = self._waiter.again()  # the name means something else by now
@@ -298,7 +299,6 @@ class Dialing(Generic[C]):
         standing.begin(wants, self._limits.wait, self._waited, refuser)
         while (pause := standing.pause()) > 0:
             yield Queue(pause)
-            standing.look()
         standing.end(self._waited)
         self._waited += standing.waited()
         if self._pool is not None:

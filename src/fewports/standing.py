@@ -51,10 +51,18 @@ def followed(pool: Pool[C], now: float) -> Sequence[Want] | None:
     return lead.wants
 
 
+class Turn(NamedTuple):
+    """What came of a stand in line that ended with a lease, for who dials now and may have to wait again."""
+
+    lease: Lease
+    ticket: int
+    waited: float
+
+
 class Standing(Generic[C]):
     """The stand of *waiter* in both lines, from begin() to leave(), which comes last on every way out."""
 
-    __slots__ = ("_began", "_deadline", "_floor", "_ledger", "_pool", "_refuser", "_watched", "waiter")
+    __slots__ = ("_began", "_deadline", "_floor", "_ledger", "_paused", "_pool", "_refuser", "_watched", "waiter")
 
     def __init__(self, waiter: Waiter, ledger: Ledger, pool: Pool[C] | None, floor: Floor) -> None:
         self.waiter = waiter
@@ -62,6 +70,7 @@ class Standing(Generic[C]):
         self._pool = pool
         self._floor = floor
         self._watched = True
+        self._paused = False
         self._began = self._deadline = 0.0
         self._refuser: Account | None = None
 
@@ -79,27 +88,32 @@ class Standing(Generic[C]):
             limit = refuser.budget.wait
             self._deadline = now + (limit if wait is None else min(limit, wait)) - waited
             self._watched = self._floor.watch(ledger)
-            if not waiter.decided and self._contested():
+            if self._contested() and not waiter.decided:
                 self._reclaim(now)  # who became idle in between saw nobody in line
 
     def pause(self) -> float:
-        """Return for how long to wait until look(); nothing or less: it is over."""
-        if self.waiter.decided:
+        """Return for how long to wait before this is asked again; nothing or less: it is over."""
+        waiter = self.waiter
+        if waiter.decided:
             return 0.0
+        if self._paused:
+            if not self._watched:  # no thread could be started
+                self._ledger.advance(self._floor.clock())
+                self._watched = self._floor.watch(self._ledger)
+            if not waiter.decided:
+                # Another account keeps us waiting now, or a port that was promised has not come: the ledger woke us.
+                self._reclaim(self._floor.clock())
+            if waiter.decided:
+                return 0.0
+        self._paused = True
         left = self._deadline - self._floor.clock()
         return left if self._watched else min(left, UNWATCHED)
 
-    def look(self) -> None:
-        """See to what there is to do after a pause."""
-        if not self._watched:  # no thread could be started
-            self._ledger.advance(self._floor.clock())
-            self._watched = self._floor.watch(self._ledger)
-        if not self.waiter.decided:
-            # Another account keeps us waiting now, or a port that was promised has not come: the ledger woke us.
-            self._reclaim(self._floor.clock())
-
     def waited(self) -> float:
         return self._floor.clock() - self._began
+
+    def turn(self, lease: Lease) -> Turn:
+        return Turn(lease, self.waiter.ticket, self.waited())
 
     def end(self, waited: float) -> Lease | C:
         """Accept no more; return what was delivered. Raises BudgetExhausted or PoolClosed."""

@@ -29,7 +29,7 @@ from ..http2.waiting import REPEATS
 from ..ledger.account import Lease, Waiter, Want
 from ..pool import ALONE, PLACE, Ending, Limits, Place, Pool, PoolClosed
 from ..sharing import Search
-from ..standing import Standing, followed
+from ..standing import Standing, Turn, followed
 from ..sync.dial import literal, resolve
 from ..sync.timer import timer
 from .connection import Connection
@@ -105,11 +105,11 @@ class OriginPool:
             endings = ()  # ten thousand may wait, and each would keep the list
             if found is None:
                 found = await self._place(times)
-            lease = None
+            turn = None
             if found is PLACE and (wants := followed(self.home, monotonic())):
                 outcome = await self._follow(wants, times)
-                if isinstance(outcome, Lease):
-                    lease = outcome
+                if isinstance(outcome, Turn):
+                    turn = outcome
                 else:
                     found = outcome
             connection: Connection | Ride
@@ -119,7 +119,7 @@ class OriginPool:
             elif isinstance(found, SharedConnection) and found.sound:
                 connection = self.ride(found)
             else:
-                connection = await self._obtain(found, method, times, lease)
+                connection = await self._obtain(found, method, times, turn)
             try:
                 exchange = await connection.exchange(request, times, whole)
             except BaseException as error:
@@ -154,28 +154,28 @@ class OriginPool:
     # Below: what is not to be had at once.
 
     async def _obtain(
-        self, found: Pooled | Place, method: str, times: Times, lease: Lease | None = None
+        self, found: Pooled | Place, method: str, times: Times, turn: Turn | None = None
     ) -> Connection | Ride:
         """Wait for a connection to put in the place that is *found*, where that of the pool is at an end.
 
-        *lease* is that of a port for it, if there is one already.
+        *turn* brings a lease of a port for it, if there is one already.
         """
         try:
             while True:
                 if (ready := await self._ready(found, method)) is not None:
                     return ready
                 try:
-                    outcome = await self._open(found is ALONE, times, lease)
+                    outcome = await self._open(found is ALONE, times, turn)
                     if isinstance(outcome, Made):
                         return outcome.connection
                 except BaseException:
                     self.home.drop_place()
                     raise
                 self.home.adopted()
-                found, lease = outcome, None
+                found, turn = outcome, None
         finally:
-            if lease is not None:  # else, and once a socket has it, dialing sees to it
-                self.route.to.ledger.give_up(lease, monotonic())
+            if turn is not None:  # once dialing has begun, that sees to it
+                self.route.to.ledger.give_up(turn.lease, monotonic())
             self._end_orphans()
 
     async def _ready(self, found: Pooled | Place, method: str) -> Connection | Ride | None:
@@ -195,17 +195,17 @@ class OriginPool:
             _end_all(self.home.leave_seat(found, monotonic()))
         return None
 
-    async def _open(self, alone: bool, times: Times, lease: Lease | None) -> Made | Pooled:
+    async def _open(self, alone: bool, times: Times, turn: Turn | None) -> Made | Pooled:
         """Open a connection, or take one over that came free first. If *alone*, others wait for what comes of it."""
         ticket = None
-        if self.home.merges and not alone and lease is None:
+        if self.home.merges and not alone and turn is None:
             found, ticket, times = await self._way(times)
             if not isinstance(found, Place):
                 return found
             alone = found is ALONE
         if alone:
             return await self._open_for_all(times, ticket)
-        outcome = await self._dial(times, ticket, lease)
+        outcome = await self._dial(times, ticket, turn)
         return Made(await self._furnish(outcome, times, False)) if isinstance(outcome, GatedSocket) else outcome
 
     async def _open_for_all(self, times: Times, ticket: int | None) -> Made | Pooled:
@@ -242,7 +242,7 @@ class OriginPool:
         opening = Opening(self.loop, work, settle)
         return await opening.result(leave, lambda: self.home.not_opened(failed=False))
 
-    async def _follow(self, wants: Sequence[Want], times: Times) -> Pooled | Lease:
+    async def _follow(self, wants: Sequence[Want], times: Times) -> Pooled | Turn:
         """Stand in line for *wants* behind others, with a place; that is for a lease: a connection has its own."""
         home, alarm = self.home, self.loop.alarm()
         standing = Standing(Waiter(alarm.wake, home), self.route.to.ledger, home, FLOOR)
@@ -251,9 +251,8 @@ class OriginPool:
             standing.begin(wants, times.within(times.pool, monotonic()), 0.0)
             while (pause := standing.pause()) > 0:
                 await alarm.wait(pause)
-                standing.look()
             outcome = standing.end(0.0)
-            return outcome
+            return standing.turn(outcome) if isinstance(outcome, Lease) else outcome
         finally:
             standing.leave(outcome)
             if not isinstance(outcome, Lease):
@@ -344,10 +343,10 @@ class OriginPool:
         elif isinstance(outcome, Place) and place:
             self.home.drop_place()
 
-    async def _dial(self, times: Times, ticket: int | None = None, lease: Lease | None = None) -> GatedSocket | Pooled:
+    async def _dial(self, times: Times, ticket: int | None = None, turn: Turn | None = None) -> GatedSocket | Pooled:
         """Dial, or take over a connection that comes free while this waits for a port."""
         to, now = self.route.to, monotonic()
-        limits = DialLimits(times.within(times.connect, now), times.within(times.pool, now), ticket, 0.0, lease)
+        limits = DialLimits(times.within(times.connect, now), times.within(times.pool, now), ticket, turn)
         try:
             destinations = await self._resolve(times)
             return await dial(self.loop, to, destinations, limits, options=self.route.options, pool=self.home)

@@ -308,12 +308,11 @@ class Ledger:
 
     def first_in_line(self, lease: Lease) -> Waiter | None:
         """Return who has waited longest for a port that closing this connection would free, and is not on its way."""
-        found: Waiter | None = None
+        found, promises = None, self._promises
         with self._lock:
             for account in lease.want.accounts:
-                first = account.first() if account.waiters else None
-                if first and (found is None or first < found) and self._promises.short(account):
-                    found = first
+                if account.waiters and (first := account.first()) and (found is None or first < found):
+                    found = first if not promises or promises.short(account) else found
         return found
 
     def give_way(self, lease: Lease, now: float) -> bool:

@@ -46,6 +46,9 @@ class Promises:
         self._nudge = nudge
         self._all: list[Promise] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
     def short(self, account: Account, waiter: Waiter | None = None) -> bool:
         """Say whether more callers need a port of *account* than are on their way, *waiter* among them."""
         coming = 0

@@ -16,7 +16,7 @@ import socket
 import ssl
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import (  # type: ignore[attr-defined]
     _CS_IDLE,
     _CS_REQ_SENT,
@@ -84,6 +84,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
 
     gate: Gate = open_gate
     lease: Lease | None = None
+    shells: list[HTTPConnection] | None = None  # where its pool keeps those without a socket
     lost: deque[None] | None = None  # is told of its place, if a response has it, and is dropped unread
     idle_since: float = 0.0
     expires: float = inf
@@ -143,6 +144,8 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                 self.board(outcome)
             else:
                 self._take_over(outcome)
+                if self.shells is not None and self.home is not None and len(self.shells) < self.home.limits.kept:
+                    self.shells.append(outcome)
             if self.home is not None:
                 self.home.adopted()
             return
@@ -584,12 +587,12 @@ class HTTPSConnection(HTTPConnection, urllib3.connection.HTTPSConnection):
 Kept = HTTPConnection | SharedWire
 
 
-def _resolve(host: str, port: int) -> list[Destination]:
+def _resolve(host: str, port: int) -> Iterator[Destination]:
     try:
         host.encode("idna")
     except UnicodeError:
         raise LocationParseError(f"'{host}', label empty or too long") from None
-    return resolve(host.strip("[]"), port, connection.allowed_gai_family())
+    yield from resolve(host.strip("[]"), port, connection.allowed_gai_family())
 
 
 def _seconds(timeout: object) -> float | None:

@@ -230,7 +230,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         made = super()._new_conn()
         if isinstance(made, HTTPConnection):
             made.gate = self.gate
-            made.home = self.home
+            made.home, made.shells = self.home, self._shells
         return made
 
     def _get_conn(self, timeout: Any = None) -> BaseHTTPConnection:
