@@ -117,7 +117,7 @@ def test_who_is_first_is_found_without_passing_those_who_have_left() -> None:
     assert connection.lease
 
     assert books.ledger.first_in_line(connection.lease) is crowd[-1].waiter
-    assert [waiter for _, waiter in account.line] == [crowd[-1].waiter]
+    assert list(account.line) == [crowd[-1].waiter]
 
 
 # Whose turn it is.
@@ -367,7 +367,7 @@ def test_one_timer_of_the_loop_for_all_who_sleep() -> None:
         await asyncio.gather(*sleepers)
 
         assert len(timers) == 1
-        assert rings._all == []
+        assert not rings.sleepers
 
     asyncio.run(case())
 

@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 from asyncio import AbstractEventLoop, Future, TimerHandle, _get_running_loop
 from collections.abc import Awaitable
 from math import inf
 from time import monotonic
 
+from .sleepers import Sleepers
+
 SLACK = 0.001  # seconds by which a timer of the loop may be early
-FEW = 64  # sleepers for whom nothing is tidied
 
 
 class Rings:
-    """When sleepers are to be woken at the latest, with one timer of the loop for all.
-
-    Ten thousand may sleep, and nearly all are woken before: a timer each would cost more than all else that they do.
-    """
+    """Wake sleepers whose time is over, with one timer of the loop for all: one each would cost more than all else."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
-        self._numbers = itertools.count()
-        self._all: list[tuple[float, int, Future[None]]] = []  # a heap; those that were woken drop out at the top
-        self._many = FEW
+        self.sleepers: Sleepers[Future[None]] = Sleepers()
         self._timer: TimerHandle | None = None
         self._due = inf  # when it comes
 
     def add(self, future: Future[None], due: float) -> None:
         """Ring *future* at *due* (monotonic)."""
-        if len(self._all) >= self._many:
-            self._all = [entry for entry in self._all if not entry[2].done()]
-            heapq.heapify(self._all)
-            self._many = max(FEW, 2 * len(self._all))
-        heapq.heappush(self._all, (due, next(self._numbers), future))
+        self.sleepers.add(future, due)
         if due < self._due:
             self._arm(due)
 
     def ring(self, future: Future[None]) -> None:
         """Wake who sleeps on *future*."""
         ring(future)
-        sleepers = self._all
-        while sleepers and sleepers[0][2].done():
-            heapq.heappop(sleepers)
+        self.sleepers.tidy()
 
     def _arm(self, due: float) -> None:
         if self._timer is not None:
@@ -53,11 +41,10 @@ class Rings:
 
     def _on_time(self) -> None:
         self._timer, self._due = None, inf
-        now, sleepers = monotonic() + SLACK, self._all
-        while sleepers and (sleepers[0][0] <= now or sleepers[0][2].done()):
-            ring(heapq.heappop(sleepers)[2])
-        if sleepers:
-            self._arm(sleepers[0][0])
+        for future in self.sleepers.late(monotonic() + SLACK):
+            ring(future)
+        if self.sleepers:
+            self._arm(self.sleepers.due())
 
 
 class AsyncioAlarm:

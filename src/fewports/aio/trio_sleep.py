@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 from collections.abc import Generator
 from math import inf
 from time import monotonic
@@ -12,61 +10,49 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from .sleepers import Sleepers
+
 if TYPE_CHECKING:
     from .trio_loop import TrioLoop
 
-FEW = 64  # sleepers for whom nothing is tidied
 TICK = 1.0  # seconds after which the task that wakes them ends, if there are none: a new one takes 20 us
 
 
 class Rings:
-    """When sleepers are to be woken at the latest, with one task that sees to it for all.
-
-    Ten thousand may sleep, and nearly all are woken before: a cancel scope each would cost more than all else.
-    """
+    """Wake sleepers whose time is over, with one task for all: a cancel scope each would cost more than all else."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count()
-        self._all: list[tuple[float, int, TrioPause]] = []  # a heap; those that were woken drop out at the top
-        self._many = FEW
+        self.sleepers: Sleepers[TrioPause] = Sleepers()
         self._scope: trio.CancelScope | None = None  # of the task
+        self._due = inf  # when it looks, if it sleeps
         self._begun = False
 
     def add(self, pause: TrioPause, due: float) -> None:
         """Ring *pause* at *due* (monotonic)."""
-        sleepers = self._all
-        while sleepers and sleepers[0][2].done():
-            heapq.heappop(sleepers)
-        if len(sleepers) >= self._many:
-            self._all = sleepers = [entry for entry in sleepers if not entry[2].done()]
-            heapq.heapify(sleepers)
-            self._many = max(FEW, 2 * len(sleepers))
-        heapq.heappush(sleepers, (due, next(self._numbers), pause))
+        self.sleepers.add(pause, due)
         if not self._begun:
             self._begun = True
             trio.lowlevel.spawn_system_task(self._run, name="fewports clock")
-        elif self._scope is not None and sleepers[0][2] is pause:
-            self._scope.deadline = min(self._scope.deadline, _trio_time(due))
+        elif self._scope is not None and due < self._due:
+            self._due = due
+            self._scope.deadline = _trio_time(due)
 
     def ring(self, pause: TrioPause) -> None:
         """Wake who sleeps on *pause*."""
         if not pause.done():
             pause.set_result(None)
-        while self._all and self._all[0][2].done():
-            heapq.heappop(self._all)
+        self.sleepers.tidy()
 
     async def _run(self) -> None:
         """Wake whose time is over, until nobody sleeps."""
         try:
-            while self._all:
-                with trio.CancelScope(deadline=_trio_time(min(self._all[0][0], monotonic() + TICK))) as self._scope:
+            while self.sleepers:
+                self._due = min(self.sleepers.due(), monotonic() + TICK)
+                with trio.CancelScope(deadline=_trio_time(self._due)) as self._scope:
                     await trio.sleep_forever()
                 self._scope = None
-                now = monotonic()
-                while self._all and (self._all[0][0] <= now or self._all[0][2].done()):
-                    pause = heapq.heappop(self._all)[2]
-                    if not pause.done():
-                        pause.set_result(None)
+                for pause in self.sleepers.late(monotonic()):
+                    pause.set_result(None)
         finally:
             self._begun, self._scope = False, None
 

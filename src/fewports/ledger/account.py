@@ -7,6 +7,7 @@ All numbers are sizes of sets: a KeyboardInterrupt between two steps can leave n
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 from collections import deque
@@ -101,7 +102,7 @@ class Account:
         self.fresh: deque[Closing] = deque()
         self.questions: list[tuple[float, Closing]] = []
         self.watched: set[Closing] = set()
-        self.line: list[tuple[int, Waiter]] = []  # a heap by ticket; who has left is dropped at the top
+        self.line: deque[Waiter] = deque()  # by ticket; who has left is dropped at the front
         self.waiters: set[Waiter] = set()
         self.alone = NOWHERE  # while somebody waits: this one, for the many who stand in no other line
         self.blocked_until = 0.0  # the kernel had no port for this space: not tried before then
@@ -147,15 +148,23 @@ class Account:
         """Return who is first in line, after dropping those who have left."""
         line = self.line
         while line:
-            waiter = line[0][1]
+            waiter = line[0]
             if not waiter._box:  # decided, in one step less: each connection that comes back asks
                 return waiter
-            heapq.heappop(line)
+            line.popleft()
         return None
 
     def foremost(self, number: int) -> list[Waiter]:
         """Return so many of those first in line who wait for an outcome."""
-        return heapq.nsmallest(number, (waiter for _, waiter in self.line if not waiter.decided))
+        return list(itertools.islice((waiter for waiter in self.line if not waiter.decided), number))
+
+    def enter(self, waiter: Waiter) -> None:
+        """Let *waiter* stand in line, at the place of its ticket."""
+        self.waiters.add(waiter)
+        if not self.line or self.line[-1].ticket < waiter.ticket:
+            self.line.append(waiter)
+        else:
+            bisect.insort(self.line, waiter)  # it stood in another line before
 
     def next_question(self) -> float:
         """Return when the kernel is to be asked about a port of this account; inf for never."""
@@ -186,8 +195,7 @@ class Account:
         """Let *waiter* go, who has an outcome, and drop those callers who left from the middle."""
         self.waiters.discard(waiter)
         if len(self.line) > 2 * len(self.waiters) + 16:
-            self.line = [entry for entry in self.line if not entry[1].decided]
-            heapq.heapify(self.line)
+            self.line = deque(other for other in self.line if not other.decided)
 
     def usage(self) -> Usage:
         idle = dialing = 0

@@ -6,7 +6,6 @@ first come first served, is kept by each account.
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -39,11 +38,10 @@ class Lines:
                 if not account.waiters:
                     account.alone = frozenset((account,))
                 waiter.lines = waiter.lines | account.alone if waiter.lines else account.alone
-                account.waiters.add(waiter)
+                account.enter(waiter)
                 if account not in self.full:
                     self.full.add(account)
                     self._nudge()
-                heapq.heappush(account.line, (waiter.ticket, waiter))
 
     def leave(self, waiter: Waiter) -> None:
         """Take *waiter* out of all lines."""
@@ -102,7 +100,7 @@ class Lines:
             # Another account keeps it waiting: it stands in the line of that one, at its old place. It is
             # woken, because there may be an idle connection to close; due() may have come nearer as well.
             for account in waiter.lines.intersection(free):
-                heapq.heappop(account.line)  # who comes first of all is first in each
+                account.line.popleft()  # who comes first of all is first in each
                 self._leave(waiter, account)
             waiter.lines = waiter.lines.difference(free)
             self.join(waiter, full_accounts(waiter.wants, now))

@@ -558,7 +558,7 @@ class Ledger:
 
     def _charge_anew(self, now: float) -> None:
         """Charge all that is held, and all who wait, to the accounts of a new budget."""
-        waiters = {waiter for account in self._full for _, waiter in account.line if not waiter.decided}
+        waiters = {waiter for account in self._full for waiter in account.line if not waiter.decided}
         for waiter in waiters:
             self._lines.leave(waiter)
         for account in list(self._accounts.values()):

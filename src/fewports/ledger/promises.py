@@ -61,7 +61,7 @@ class Promises:
         if coming < 0 or not account.waiters or account.first() is None:
             return coming < 0
         # Not the set of the waiters: when most of ten thousand have left, it takes as long to find the first.
-        for _, other in account.line:
+        for other in account.line:
             coming -= not other.decided
             if coming < 0:
                 return True
