@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from time import monotonic
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from bookkeeping import A, B, Books, Caller, S
 from support.servers import HttpServer
+from test_crowd import at_once
 from test_pool import Connection, Kept, dial
+from urllib3.util import Timeout
 from ways import Way
 
 import fewports
@@ -418,3 +421,53 @@ def test_a_manager_with_a_budget_serves_a_crowd_on_its_ports() -> None:
 
     assert sorted(done) == list(range(400))
     assert max(abs(number - place) for place, number in enumerate(done)) < 20  # ten are answered at once
+
+
+def test_threads_get_the_connection_as_it_is() -> None:
+    """Of 200 requests of 20 threads on 4 ports, a thread that waits behind others makes no connection of its own to
+    take over what comes back; a total time-out, of which the wait is a part, is seen to by connect() as before."""
+    with HttpServer() as server, fewports.PoolManager(budget=4, ledger=fewports.Ledger()) as http:
+        pool: Any = http.connection_from_url(server.url)
+        assert at_once(20, lambda _: [http.request("GET", server.url + "/slow?s=0.002") for _ in range(10)]) == []
+        before = pool.num_connections
+        assert at_once(20, lambda _: [http.request("GET", server.url + "/slow?s=0.002") for _ in range(10)]) == []
+        straight = pool.num_connections - before
+        patient = Timeout(total=5)
+        assert at_once(20, lambda _: [http.request("GET", server.url, timeout=patient) for _ in range(10)]) == []
+
+        assert straight <= 40  # those who found nobody in line to follow
+        assert server.stats()["accepted"] == 4
+        assert server.stats()["requests"] == 600
+        assert pool.home.used == 0
+
+
+@pytest.mark.parametrize("url", ["/close", "/slow?s=0.002"])
+def test_a_turn_that_came_of_the_line_is_used_or_given_back(url: str) -> None:
+    """Where each response is the last of its connection, those in line get ports; those who never use theirs, as their
+    request is refused, give it back: nothing is held afterwards."""
+    book = fewports.Ledger()
+    with HttpServer() as server, fewports.PoolManager(budget=3, ledger=book, retries=False) as http:
+
+        def work(index: int) -> None:
+            for number in range(8):
+                bad = {"headers": {"Bad\nName": "x"}} if (index + number) % 4 == 0 else {}
+                with contextlib.suppress(ValueError):
+                    http.request("GET", server.url + url, **bad)
+
+        assert at_once(24, work) == []
+        assert http.connection_from_url(server.url).home.used == 0  # type: ignore[attr-defined]
+        assert sum(usage.waiting + usage.dialing + usage.active for usage in book.usage()) == 0
+
+
+def test_a_full_budget_is_told_to_who_follows() -> None:
+    """Who waits behind others for as long as it may gets the error that the first gets, and leaves nothing behind."""
+    book = fewports.Ledger()
+    with HttpServer() as server, fewports.PoolManager(budget=1, ledger=book, retries=False) as http:
+        held = http.request("GET", server.url + "/bytes?n=3000000", preload_content=False)
+        raised = at_once(6, lambda _: http.request("GET", server.url, pool_timeout=0.3))
+
+        assert [type(error).__name__ for error in raised] == ["BudgetExhausted"] * 6
+        held.read()
+        assert http.request("GET", server.url).status == 200
+        assert sum(usage.waiting for usage in book.usage()) == 0
+        assert http.connection_from_url(server.url).home.used == 0  # type: ignore[attr-defined]

@@ -78,28 +78,33 @@ def dial(
     options: Sequence[SocketOption] = (),
     pool: Pool[C] | None = None,
     failures: list[Exception] | None = None,
-    ticket: int | None = None,
+    ticket: int | Turn | None = None,
 ) -> GatedSocket | C:
     """Return a connected socket with its lease, or a connection of *pool* that came free first.
 
     *destinations* are not looked at before it is our turn. *timeout* bounds each attempt to connect, *wait* the time in
     line for a port (the budget's own bound holds, too); both in seconds. *ticket* is that of who has stood in line
-    before. *failures* takes the errors of all attempts. Raises BudgetExhausted, NoUsableSource, PoolClosed,
-    TimeoutError or the OSError of the last attempt. The socket has *timeout* as its time-out.
+    before, or the turn that came of it. *failures* takes the errors of all attempts. Raises BudgetExhausted,
+    NoUsableSource, PoolClosed, TimeoutError or the OSError of the last attempt. The socket has *timeout* as its
+    time-out.
     """
-    if pool is None or not (wants := followed(pool, monotonic())):
-        return _dial(to, destinations, Limits(timeout, wait, ticket), options, pool, failures)
-    outcome = _follow(wants, to.ledger, pool, wait, ticket)
-    if not isinstance(outcome, Turn):
-        return outcome
+    if not isinstance(ticket, Turn):
+        if pool is None or not (wants := followed(pool, monotonic())):
+            return _dial(to, destinations, Limits(timeout, wait, ticket), options, pool, failures)
+        outcome = follow(wants, to.ledger, pool, wait, ticket)
+        if not isinstance(outcome, Turn):
+            return outcome
+        ticket = outcome
     try:
-        return _dial(to, destinations, Limits(timeout, wait, turn=outcome), options, pool, failures)
+        return _dial(to, destinations, Limits(timeout, wait, turn=ticket), options, pool, failures)
     finally:
-        to.ledger.give_up(outcome.lease, monotonic())  # it was broken off before dialing saw to it
+        to.ledger.give_up(ticket.lease, monotonic())  # it was broken off before dialing saw to it
 
 
-def _follow(wants: Sequence[Want], ledger: Ledger, pool: Pool[C], wait: float | None, ticket: int | None) -> Turn | C:
-    """Stand in line for *wants* behind others of *pool*."""
+def follow(
+    wants: Sequence[Want], ledger: Ledger, pool: Pool[C], wait: float | None, ticket: int | None = None
+) -> Turn | C:
+    """Stand in line for *wants* behind others of *pool*; raises BudgetExhausted or PoolClosed."""
     alarm = Alarm()
     standing = Standing(Waiter(alarm.wake, pool), ledger, pool, FLOOR)
     if ticket is not None:

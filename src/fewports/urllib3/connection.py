@@ -62,7 +62,6 @@ from .times import Times
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
 PRESETS = 16  # different sets of header fields that a connection remembers as bytes
-
 REMEMBERED = 2048  # bytes of such a set at most: there may be thousands of idle connections
 
 # What says that the peer has ended the connection; a time-out does not.
@@ -71,7 +70,6 @@ ENDS = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 # A path and query in which urllib3 has nothing to encode, and http.client nothing to refuse.
 TARGET = r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-F]{2})*+"
 _is_plain_target = re.compile(TARGET).fullmatch
-
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -175,6 +173,8 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     def close(self) -> None:
         """Close the socket; a response that is under way ends there."""
         self.lease = None
+        if self._ticket is not None:
+            self._drop_turn()
         self.deadline = self.outcome = self.until = None
         if self.alone:
             self._opened(None)
@@ -475,6 +475,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                     return found
             destinations = _resolve(peer.host, peer.port)
             to = self.gate.to(peer, self.source_address)
+            ticket, self._ticket = self._ticket, None
             return dial(
                 to,
                 destinations,
@@ -482,7 +483,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                 wait=self.wait,
                 options=self.socket_options or (),
                 pool=self.home,
-                ticket=self._ticket,
+                ticket=ticket,
             )
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
