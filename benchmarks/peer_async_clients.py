@@ -122,6 +122,21 @@ class FewportsTrio(Fewports):
     loop = "trio"
 
 
+class FewportsBudget(Fewports):
+    """Ours, with a budget of so many ports in place of the pool's own bound."""
+
+    def _make(self, place: Place) -> Any:
+        import fewports
+
+        return fewports.AsyncPoolManager(budget=fewports.Budget(place.threads, wait=60))
+
+
+class FewportsBudgetTrio(FewportsBudget):
+    needs = ("fewports", "anyio", "trio")
+    reference = "httpx2.AsyncClient.trio"
+    loop = "trio"
+
+
 class FewportsTransport(Httpx2):
     """httpx2, with our transport in place of its own."""
 
@@ -157,4 +172,8 @@ CLIENTS: dict[str, type[AsyncClient]] = {
 }
 HTTP2_CLIENTS = {name: kind for name, kind in CLIENTS.items() if kind is not Aiohttp}  # it knows HTTP/1.1 only
 CROWD = ("aiohttp.ClientSession", "httpx2.AsyncClient", "fewports.AsyncPoolManager", "fewports.AsyncPoolManager.trio")
-CROWD_CLIENTS = {name: CLIENTS[name] for name in CROWD}
+CROWD_CLIENTS = {
+    **{name: CLIENTS[name] for name in CROWD},
+    "fewports.AsyncPoolManager.budget": FewportsBudget,
+    "fewports.AsyncPoolManager.budget.trio": FewportsBudgetTrio,
+}

@@ -16,7 +16,8 @@ cases:
      fewports.AsyncTransport stands under httpx2.AsyncClient
   e  d over TLS and HTTP/2, all tasks on one connection
   f  16 or 64 threads over TLS and HTTP/2, all on one connection (f-16, f-64)
-  h  10,000 requests launched at once, each in a task of its own, on a client that may have 100 connections
+  h  10,000 requests launched at once, each in a task of its own, on a client that may have 100 connections; where the
+     name says budget, it is the ledger that bounds them (budget=100), else the pool (maxsize=100, block=True)
   n  a with a new connection for each request (Connection: close)
   g  a download of 100 MB: in pieces of 64 KiB or of 1 MiB (g-64k, g-1m) or read at once (g-whole); and over TLS
      (g-tls-64k, g-tls-1m, g-tls-whole)

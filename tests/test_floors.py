@@ -24,6 +24,7 @@ FLOORS = {
     "gated": 4.0,
     "pool": 4.0,
     "dial": 4.1,
+    "standing": 4.15,
     "dialing": 4.2,
     "sync": 5.0,
     "aio": 5.1,

@@ -178,6 +178,15 @@ class DialPlan:
             for source in candidates:
                 yield self._want(source, destination, now)
 
+    @property
+    def common(self) -> bool:
+        """Say whether another caller of the same pool may wait for the same: not where each gets other sources."""
+        return not (self.bound.foreign or self.to.port)
+
+    def goes(self, destination: Destination) -> bool:
+        """Say whether *destination* is one of those that may still answer."""
+        return destination in self._left
+
     def more(self, flying: int) -> bool:
         """Say whether there are destinations besides the ones that are being tried."""
         return len(self._left) > flying

@@ -14,26 +14,18 @@ import os
 import socket
 from collections.abc import Callable, Generator, Iterable, Sequence
 from math import inf
-from typing import Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from .address import Destination, Flow, from_sockaddr, sockaddr
 from .dial import ATTEMPT_DELAY, DialPlan, Meaning, To, routes
-from .events import CloseReason, DialFailed
+from .events import DialFailed
 from .gated import CallFailed, GatedSocket, SocketName, SocketOption, open_socket, recipe
 from .kernel.facts import port_range
 from .ledger.account import Account, Lease, Waiter, Want
-from .ledger.local import Ledger
-from .pool import Pool, PoolClosed, Pooled
+from .pool import Pool, PoolClosed
+from .standing import Endable, Floor, Standing, Turn, lead, leave, reclaim
 
-UNWATCHED = 0.2  # seconds between two looks of who waits for a ledger that nobody watches
 NETWORK_TRIES = 16  # times as many addresses of a network are asked for a port before a caller stands in line
-
-
-class Endable(Pooled, Protocol):
-    """A pooled connection as dialing ends it."""
-
-    def end(self, reason: CloseReason) -> None: ...
-
 
 C = TypeVar("C", bound=Endable)
 
@@ -62,23 +54,16 @@ Step = Connect | Watch | Queue
 Steps = Generator[Step, Sequence[GatedSocket], GatedSocket | C]
 
 
-class Floor(NamedTuple):
-    """What the floor that waits lends: the time, how to wake the one who waits, and who watches a ledger for it."""
-
-    clock: Callable[[], float]
-    wake: Callable[[], object]
-    watch: Callable[[Ledger], bool]  # False: it cannot now
-
-
 class Limits(NamedTuple):
     """*timeout* bounds each attempt to connect, *wait* the time in line beside the budget's own; both in seconds.
 
-    *ticket* is the place in line of who has stood in one before.
+    *ticket* is the place in line of who has stood in one before; *turn* is that of who was given a lease there.
     """
 
     timeout: float | None = None
     wait: float | None = None
     ticket: int | None = None
+    turn: Turn | None = None
 
 
 def stands(lease: Lease, sock: GatedSocket, now: float) -> None:
@@ -114,6 +99,7 @@ class Dialing(Generic[C]):
         to: To,
         destinations: Iterable[Destination],
         limits: Limits,
+        wake: Callable[[], object],
         floor: Floor,
         *,
         options: Sequence[SocketOption] = (),
@@ -125,11 +111,14 @@ class Dialing(Generic[C]):
         self._floor = floor
         self._options = options
         self._pool = pool
-        self._waiter = Waiter(floor.wake, pool)
+        self._waiter = Waiter(wake, pool)
         if limits.ticket is not None:
             self._waiter.ticket = limits.ticket
         self._lined = False  # stood in line
         self._waited = 0.0
+        if (turn := limits.turn) is not None:
+            self._waiter.ticket, self._waited = turn.ticket, turn.waited
+            self._waiter.deliver(turn.lease)
         self._flying: dict[int, tuple[GatedSocket, Lease, float]] = {}  # by descriptor, with the deadline
 
     def steps(self) -> Steps[C]:
@@ -152,7 +141,7 @@ class Dialing(Generic[C]):
         while True:
             now = clock()
             crowded = self._pool is not None and self._pool.crowded
-            outcome: object = None if crowded else self._best(now)
+            outcome: object = self._brought() or (None if crowded else self._best(now))
             if outcome is None:
                 wants = self.plan.wants(now)
                 if refusal := self._refused(wants, now):
@@ -191,7 +180,7 @@ class Dialing(Generic[C]):
         """Begin one attempt more; wait for a port only while nothing else is on its way."""
         while True:
             flying = [lease.space.destination for _, lease, _ in self._flying.values()]
-            outcome: object = self._best(now, flying)
+            outcome: object = self._brought() or self._best(now, flying)
             if outcome is None:
                 wants = self.plan.wants(now, flying)
                 if self._flying and (not wants or self.ledger.reserve(self._waiter, wants, now)):
@@ -236,6 +225,18 @@ class Dialing(Generic[C]):
                 self._fail(sock, lease, TimeoutError("timed out"))
         return None
 
+    def _brought(self) -> Lease | None:
+        """Return the lease that came of an earlier stand in line, if it is still for one of our destinations."""
+        turn, lease = self._limits.turn, self._waiter.outcome
+        if turn is None or lease is not turn.lease:
+            return None
+        lease = turn.lease
+        if self.plan.goes(lease.space.destination):
+            return lease
+        self._waiter = self._waiter.again()  # the name means something else by now
+        self.ledger.release(lease, self._floor.clock())
+        return None
+
     def _best(self, now: float, flying: Sequence[Destination] = ()) -> Lease | None:
         """Return a lease for the best that would do, if it has room."""
         if not (wants := self.plan.best(now, flying)) or self.ledger.reserve(self._waiter, wants, now, ask=False):
@@ -253,7 +254,7 @@ class Dialing(Generic[C]):
             wants = self.plan.wants(now)  # other addresses of the network
             if (refuser := self.ledger.reserve(self._waiter, wants, now)) is None:
                 break
-        while refuser and self._reclaim(wants, now):
+        while refuser and reclaim(self._waiter, wants, self.ledger, self._pool, now):
             now = self._floor.clock()
             refuser = self.ledger.reserve(self._waiter, wants, now)
         return (wants, refuser) if refuser else None
@@ -287,71 +288,21 @@ class Dialing(Generic[C]):
         if meaning is Meaning.FATAL:
             raise error
 
-    def _reclaim(self, wants: Sequence[Want], now: float) -> bool:
-        """Have one idle connection of another pool give way to us, unless the port of one is on its way."""
-        # What is idle in our own pool is ours as it is: join() finds it. What is retired is not.
-        rivals = [
-            (account, holder)
-            for account, holders in self.ledger.rivals(wants, now)
-            for holder in holders
-            if holder is not self._pool or self._pool.retiring
-        ]
-        if not rivals or (promise := self.ledger.seek(self._waiter, wants, now)) is None:
-            return False
-        victim = lease = None
-        try:
-            for account, holder in rivals:
-                if victim := holder.surrender(account, idle=holder is not self._pool):
-                    lease = victim.lease
-                    return True
-            return False
-        finally:
-            self.ledger.found(promise, lease)
-            if victim:
-                victim.give_way()
-
     def _wait(self, wants: Sequence[Want], refuser: Account) -> Generator[Step, Sequence[GatedSocket], None]:
         """Stand in line until there is an outcome; raise BudgetExhausted when the time is over."""
-        clock = self._floor.clock
-        began = clock()
         if refuser.budget.refuses:
-            raise self.ledger.exhausted(refuser, began, self._waited)
+            raise self.ledger.exhausted(refuser, self._floor.clock(), self._waited)
         self._lined = True
-        wait = self._limits.wait
-        limit = refuser.budget.wait if wait is None else min(refuser.budget.wait, wait)
-        deadline = began + limit - self._waited
-        waiter, watched = self._waiter, True
+        if self._pool is not None and self.plan.common:
+            self._pool.lead = lead(wants, self._floor.clock())
+        standing = Standing(self._waiter, self.ledger, self._pool, self._floor)
+        standing.begin(wants, self._limits.wait, self._waited, refuser)
+        while (pause := standing.pause()) > 0:
+            yield Queue(pause)
+        standing.end(self._waited)
+        self._waited += standing.waited()
         if self._pool is not None:
-            for connection, reason in self._pool.join(waiter, began, place=False):
-                connection.end(reason)
-        if not waiter.decided:
-            self.ledger.join(waiter, wants, began)
-            watched = self._floor.watch(self.ledger)
-            if not waiter.decided:
-                self._reclaim(wants, began)  # again: who became idle in between saw nobody in line
-        while not waiter.decided and (left := deadline - clock()) > 0:
-            yield Queue(left if watched else min(left, UNWATCHED))
-            if not watched:  # no thread could be started
-                self.ledger.advance(clock())
-                watched = self._floor.watch(self.ledger)
-            if not waiter.decided:
-                # Another account keeps us waiting now, or a port that was promised has not come: the ledger woke us.
-                self._reclaim(waiter.wants, clock())
-        now = clock()
-        self._waited += now - began
-        # First of all it is passed over in every line: what comes free now is for others.
-        unserved = not waiter.decided and waiter.leave() is None
-        if self._pool is not None:
-            self._pool.leave(waiter)
-        if unserved:
-            raise self.ledger.exhausted(self.ledger.refuser(waiter.wants, now) or refuser, now, self._waited)
+            self._pool.leave(standing.waiter)
 
     def _leave(self, won: GatedSocket | C | None) -> None:
-        now = self._floor.clock()
-        outcome = self._waiter.leave()
-        if self._pool is not None:
-            self._pool.leave(self._waiter)
-            if outcome is not None and outcome is not won and not isinstance(outcome, Lease):
-                for connection, reason in self._pool.give_back(cast(C, outcome), now):
-                    connection.end(reason)
-        self.ledger.leave(self._waiter, now, served=won is not None)
+        leave(self._waiter, self.ledger, self._pool, won, self._floor.clock())

@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from .errors import FewportsError
 from .events import CloseReason, ConnectionRetired
-from .ledger.account import Account, Lease, Waiter
+from .ledger.account import Account, Lead, Lease, Waiter
 from .sharing import Sharing
 
 IDLE_LIMIT = 55.0  # seconds; just below the 60 and 75 s after which common servers close
@@ -94,6 +94,7 @@ class Need(NamedTuple):
     open: bool
 
 
+NEEDS = {(place, opens): Need(place, opens) for place in (True, False) for opens in (True, False)}  # of many alike
 PLACE = Place()
 ALONE = Place()  # while it opens one, others wait for what comes of that: opened(), not_opened()
 pools: WeakSet[Pool] = WeakSet()  # type: ignore[type-arg]
@@ -117,6 +118,7 @@ class Pool(Generic[C]):
         self._retired: deque[tuple[float, C]] = deque()
         self._line: OrderedDict[Waiter, Need] = OrderedDict()
         self._placed = 0  # of them have a place
+        self.lead: Lead | None = None  # what one of those waits for who stand in line for a port
         shared = list(self._sharing.seats)
         self._sharing = Sharing(self.may_share)
         self.used = 0
@@ -138,7 +140,7 @@ class Pool(Generic[C]):
         It is one that was idle, or a shared one with a seat on it. Raises PoolClosed.
         """
         with self._lock:
-            return self._take(Need(True, True), now)
+            return self._take(NEEDS[True, True], now)
 
     def take_now(self, now: float) -> C | None:
         """Return the connection that was used last, or one with a seat; None if there is none: see take()."""
@@ -162,7 +164,7 @@ class Pool(Generic[C]):
     def retake(self, now: float) -> tuple[C | Place | None, Sequence[Ending[C]]]:
         """Do as take() for who has a place already: adopted() after a connection."""
         with self._lock:
-            return self._take(Need(False, True), now)
+            return self._take(NEEDS[False, True], now)
 
     def join(self, waiter: Waiter, now: float, *, place: bool, opens: bool | None = None) -> list[Ending[C]]:
         """Have *waiter* served with a connection or, where it needs one, with a place.
@@ -170,7 +172,7 @@ class Pool(Generic[C]):
         Where it is told to open a connection (*opens*; by default if it needs a place), it gets PLACE or ALONE for
         that. Raises PoolClosed.
         """
-        need = Need(place, place if opens is None else opens)
+        need = NEEDS[place, place if opens is None else opens]
         with self._lock:
             found, endings = self._take(need, now)
             if found is None:
@@ -203,7 +205,7 @@ class Pool(Generic[C]):
                 self._idle.append(connection)
         endings = () if plain else self._give_back(connection, lease, now)
         # Looked at again after it became idle: who joined the line in between has looked here before.
-        if lease and lease.wanted and lease.idle and self._rival(lease) and self.remove(connection):
+        if lease and lease.idle and lease.wanted and self._rival(lease) and self.remove(connection):
             if lease.ledger.give_way(lease, now):
                 endings = (*endings, (connection, CloseReason.GAVE_WAY))
             else:  # another connection gave way in between

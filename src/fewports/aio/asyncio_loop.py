@@ -22,11 +22,11 @@ from weakref import WeakSet
 
 from ..events import CloseReason
 from ..gated import GatedSocket, entrust
+from .asyncio_sleep import SLACK, AsyncioAlarm, Rings, ring
 from .seam import RECEIVE, Receiver, Sharer, Tls
 from .session import Session, Sessions
 
 SEALED = 262144  # bytes asked for at once of TLS: HTTP/2 takes a fifth less CPU time for large bodies than with 64 KiB
-SLACK = 0.001  # seconds by which a timer of the loop may be early
 
 _keepers: dict[AbstractEventLoop, tuple[AsyncGenerator[None, None], WeakSet[Receiver]]] = {}
 
@@ -37,6 +37,7 @@ class AsyncioLoop:
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
         self.pid = os.getpid()
+        self._rings = Rings(loop)
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
         # These read as soon as they have asked where to, and what came is copied out at once: one buffer does for all
         # connections. Another loop, as that of Windows, may read into several at a time.
@@ -49,7 +50,7 @@ class AsyncioLoop:
         return _get_running_loop() is self.loop
 
     def alarm(self) -> AsyncioAlarm:
-        return AsyncioAlarm(self.loop)
+        return AsyncioAlarm(self._rings)
 
     def pause(self) -> Future[None]:
         return self.loop.create_future()
@@ -69,8 +70,8 @@ class AsyncioLoop:
         future: Future[None] = self.loop.create_future()
         numbers = [sock.fileno() for sock in sockets]
         for number in numbers:
-            self.loop.add_writer(number, _ring, future)
-        timer = None if until == inf else self.loop.call_later(max(0.0, until - monotonic()), _ring, future)
+            self.loop.add_writer(number, ring, future)
+        timer = None if until == inf else self.loop.call_later(max(0.0, until - monotonic()), ring, future)
         try:
             await future
         finally:
@@ -113,42 +114,6 @@ class AsyncioLoop:
     async def rest(self) -> None:
         for _ in range(2):  # a transport closes its socket one step after it was told to, uvloop's two
             await asyncio.sleep(0)
-
-
-class AsyncioAlarm:
-    """See Alarm."""
-
-    __slots__ = ("_future", "_loop", "_woken")
-
-    def __init__(self, loop: AbstractEventLoop) -> None:
-        self._loop = loop
-        self._future: Future[None] | None = None
-        self._woken = False
-
-    def wake(self) -> None:
-        self._woken = True  # before the look at the future, as wait() does it the other way round
-        if (future := self._future) is None:
-            return
-        if _get_running_loop() is self._loop:
-            _ring(future)
-        else:
-            with contextlib.suppress(RuntimeError):  # it is closed, and nobody waits any more
-                self._loop.call_soon_threadsafe(_ring, future)
-
-    def wait(self, seconds: float | None) -> Awaitable[None]:
-        future = self._future = self._loop.create_future()
-        if self._woken:
-            future.set_result(None)
-        # Ten thousand may wait: without a coroutine, where there is nothing to see to afterwards.
-        return future if seconds is None or seconds == inf else self._timed(future, seconds)
-
-    async def _timed(self, future: Future[None], seconds: float) -> None:
-        timer = self._loop.call_later(max(0.0, seconds), _ring, future)
-        try:
-            await future
-        finally:
-            self._future, self._woken = None, False
-            timer.cancel()
 
 
 class AsyncioLink(asyncio.BufferedProtocol):
@@ -213,7 +178,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
         if not self.closed:
             self.receiver.ended(exc)
         if self._future is not None:
-            _ring(self._future)
+            ring(self._future)
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -223,7 +188,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
         if self._sharer is not None:
             self._sharer.drained()
         elif self._future is not None:
-            _ring(self._future)
+            ring(self._future)
 
     # What a connection calls.
 
@@ -269,7 +234,7 @@ class AsyncioLink(asyncio.BufferedProtocol):
 
     def wake(self) -> None:
         if self._future is not None:
-            _ring(self._future)
+            ring(self._future)
             self._future = None
 
     def hold(self) -> None:
@@ -395,11 +360,6 @@ class AsyncioLink(asyncio.BufferedProtocol):
         """Send what a handshake has to say, through the sessions around it."""
         if data := session.out.read():
             self.write(data)
-
-
-def _ring(future: Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 async def _keep(loop: AbstractEventLoop, receivers: WeakSet[Receiver]) -> AsyncGenerator[None, None]:

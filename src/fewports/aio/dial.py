@@ -12,14 +12,16 @@ from typing import TypeVar
 
 from ..address import Destination
 from ..dial import To
-from ..dialing import Connect, Dialing, Endable, Floor, Limits, Queue
+from ..dialing import Connect, Dialing, Limits, Queue
 from ..gated import GatedSocket, SocketOption
 from ..pool import Pool
+from ..standing import Endable, Floor
 from ..sync import exit, fork  # noqa: F401 - what is to happen at exit and in a forked child
 from ..sync.timer import timer
 from .seam import Loop
 
 C = TypeVar("C", bound=Endable)
+FLOOR = Floor(monotonic, timer.watch_ledger)
 
 
 async def dial(
@@ -36,8 +38,7 @@ async def dial(
     Raises BudgetExhausted, NoUsableSource, PoolClosed, TimeoutError or the OSError of the last attempt.
     """
     alarm = loop.alarm()
-    floor = Floor(monotonic, alarm.wake, timer.watch_ledger)
-    steps = Dialing(to, destinations, limits, floor, options=options, pool=pool).steps()
+    steps = Dialing(to, destinations, limits, alarm.wake, FLOOR, options=options, pool=pool).steps()
     try:
         step = next(steps)
         while True:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import ssl
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
@@ -26,13 +26,14 @@ from ..gated import GatedSocket
 from ..http1 import RemoteProtocolError
 from ..http2 import ConnectionFailed, Unprocessed
 from ..http2.waiting import REPEATS
-from ..ledger.account import Waiter
+from ..ledger.account import Lease, Waiter, Want
 from ..pool import ALONE, PLACE, Ending, Limits, Place, Pool, PoolClosed
 from ..sharing import Search
+from ..standing import Standing, Turn, followed
 from ..sync.dial import literal, resolve
 from ..sync.timer import timer
 from .connection import Connection
-from .dial import dial
+from .dial import FLOOR, dial
 from .errors import (
     Disconnected,
     ExchangeError,
@@ -101,9 +102,16 @@ class OriginPool:
             found, endings = self.home.take(monotonic())
             for other, reason in endings:
                 other.end(reason)
+            endings = ()  # ten thousand may wait, and each would keep the list
             if found is None:
-                endings = ()  # ten thousand may wait, and each would keep the list
                 found = await self._place(times)
+            turn = None
+            if found is PLACE and (wants := followed(self.home, monotonic())):
+                outcome = await self._follow(wants, times)
+                if isinstance(outcome, Turn):
+                    turn = outcome
+                else:
+                    found = outcome
             connection: Connection | Ride
             if isinstance(found, Connection) and found.alive(method):
                 connection = found
@@ -111,7 +119,7 @@ class OriginPool:
             elif isinstance(found, SharedConnection) and found.sound:
                 connection = self.ride(found)
             else:
-                connection = await self._obtain(found, method, times)
+                connection = await self._obtain(found, method, times, turn)
             try:
                 exchange = await connection.exchange(request, times, whole)
             except BaseException as error:
@@ -145,22 +153,29 @@ class OriginPool:
 
     # Below: what is not to be had at once.
 
-    async def _obtain(self, found: Pooled | Place, method: str, times: Times) -> Connection | Ride:
-        """Wait for a connection to put in the place that is *found*, where that of the pool is at an end."""
+    async def _obtain(
+        self, found: Pooled | Place, method: str, times: Times, turn: Turn | None = None
+    ) -> Connection | Ride:
+        """Wait for a connection to put in the place that is *found*, where that of the pool is at an end.
+
+        *turn* brings a lease of a port for it, if there is one already.
+        """
         try:
             while True:
                 if (ready := await self._ready(found, method)) is not None:
                     return ready
                 try:
-                    outcome = await self._open(found is ALONE, times)
+                    outcome = await self._open(found is ALONE, times, turn)
                     if isinstance(outcome, Made):
                         return outcome.connection
                 except BaseException:
                     self.home.drop_place()
                     raise
                 self.home.adopted()
-                found = outcome
+                found, turn = outcome, None
         finally:
+            if turn is not None:  # once dialing has begun, that sees to it
+                self.route.to.ledger.give_up(turn.lease, monotonic())
             self._end_orphans()
 
     async def _ready(self, found: Pooled | Place, method: str) -> Connection | Ride | None:
@@ -180,17 +195,17 @@ class OriginPool:
             _end_all(self.home.leave_seat(found, monotonic()))
         return None
 
-    async def _open(self, alone: bool, times: Times) -> Made | Pooled:
+    async def _open(self, alone: bool, times: Times, turn: Turn | None) -> Made | Pooled:
         """Open a connection, or take one over that came free first. If *alone*, others wait for what comes of it."""
         ticket = None
-        if self.home.merges and not alone:
+        if self.home.merges and not alone and turn is None:
             found, ticket, times = await self._way(times)
             if not isinstance(found, Place):
                 return found
             alone = found is ALONE
         if alone:
             return await self._open_for_all(times, ticket)
-        outcome = await self._dial(times, ticket)
+        outcome = await self._dial(times, ticket, turn)
         return Made(await self._furnish(outcome, times, False)) if isinstance(outcome, GatedSocket) else outcome
 
     async def _open_for_all(self, times: Times, ticket: int | None) -> Made | Pooled:
@@ -226,6 +241,22 @@ class OriginPool:
 
         opening = Opening(self.loop, work, settle)
         return await opening.result(leave, lambda: self.home.not_opened(failed=False))
+
+    async def _follow(self, wants: Sequence[Want], times: Times) -> Pooled | Turn:
+        """Stand in line for *wants* behind others, with a place; that is for a lease: a connection has its own."""
+        home, alarm = self.home, self.loop.alarm()
+        standing = Standing(Waiter(alarm.wake, home), self.route.to.ledger, home, FLOOR)
+        outcome: Lease | Pooled | None = None
+        try:
+            standing.begin(wants, times.within(times.pool, monotonic()), 0.0)
+            while (pause := standing.pause()) > 0:
+                await alarm.wait(pause)
+            outcome = standing.end(0.0)
+            return standing.turn(outcome) if isinstance(outcome, Lease) else outcome
+        finally:
+            standing.leave(outcome)
+            if not isinstance(outcome, Lease):
+                home.drop_place()
 
     async def _place(self, times: Times) -> Pooled | Place:
         """Wait until a connection, or the place for one, comes free."""
@@ -312,10 +343,10 @@ class OriginPool:
         elif isinstance(outcome, Place) and place:
             self.home.drop_place()
 
-    async def _dial(self, times: Times, ticket: int | None = None) -> GatedSocket | Pooled:
+    async def _dial(self, times: Times, ticket: int | None = None, turn: Turn | None = None) -> GatedSocket | Pooled:
         """Dial, or take over a connection that comes free while this waits for a port."""
         to, now = self.route.to, monotonic()
-        limits = DialLimits(times.within(times.connect, now), times.within(times.pool, now), ticket)
+        limits = DialLimits(times.within(times.connect, now), times.within(times.pool, now), ticket, turn)
         try:
             destinations = await self._resolve(times)
             return await dial(self.loop, to, destinations, limits, options=self.route.options, pool=self.home)

@@ -26,7 +26,7 @@ from ..events import CloseReason
 from ..gated import GatedSocket
 from .seam import RECEIVE, Receiver, Sharer, Tls
 from .session import Session, Sessions
-from .trio_sleep import TrioAlarm, TrioPause
+from .trio_sleep import Rings, TrioAlarm, TrioPause
 
 _receivers: trio.lowlevel.RunVar[WeakSet[Receiver] | None] = trio.lowlevel.RunVar("fewports receivers", None)
 
@@ -37,6 +37,7 @@ class TrioLoop:
     def __init__(self) -> None:
         self.token = trio.lowlevel.current_trio_token()
         self.pid = os.getpid()
+        self.rings = Rings()
 
     @property
     def here(self) -> bool:

@@ -14,6 +14,7 @@ from .. import errors as ours
 from ..aio.connection import Connection
 from ..aio.ride import Ride
 from ..gated import GatedSocket
+from ..standing import Turn
 from .async_network import AsyncNetworkStream
 from .errors import NO_RESPONSE, BudgetExhausted, NoUsableSource, cut_short, is_unconnected
 from .exchange import BACKOFF
@@ -95,14 +96,16 @@ class Pool(aio.OriginPool):
     ride = Riding
     presets = Presets
 
-    async def _dial(self, times: aio.Times, ticket: int | None = None) -> GatedSocket | aio.Pooled:
+    async def _dial(
+        self, times: aio.Times, ticket: int | None = None, turn: Turn | None = None
+    ) -> GatedSocket | aio.Pooled:
         if not isinstance(times, Times):
-            return await super()._dial(times, ticket)
+            return await super()._dial(times, ticket, turn)
         info = {"host": self.origin.host, "port": self.origin.port, "timeout": times.connect}
         outcome: GatedSocket | aio.Pooled | None = None
         try:
             async with _Told(times.trace, "connection.connect_tcp", info) as told:
-                outcome = await super()._dial(times, ticket)
+                outcome = await super()._dial(times, ticket, turn)
                 sock = outcome if isinstance(outcome, GatedSocket) else outcome.link.sock
                 told.value = AsyncNetworkStream(times.call.library, sock)
         except BaseException:  # of the callback, which may wait, and be cancelled

@@ -7,10 +7,11 @@ All numbers are sizes of sets: a KeyboardInterrupt between two steps can leave n
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from weakref import ReferenceType
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 LEFT = object()  # the outcome of a waiter that went away
 GRACE = 1.0  # seconds in which an owner that is just closing gives its lease back by itself
 _NORMAL = Level.NORMAL
-_NO_LINES: set[Account] = set()
+NOWHERE: frozenset[Account] = frozenset()
 _tickets = itertools.count(1)
 
 
@@ -65,6 +66,7 @@ class Account:
 
     __slots__ = (
         "__weakref__",
+        "alone",
         "backoff",
         "blocked_until",
         "budget",
@@ -100,8 +102,9 @@ class Account:
         self.fresh: deque[Closing] = deque()
         self.questions: list[tuple[float, Closing]] = []
         self.watched: set[Closing] = set()
-        self.line: list[tuple[int, Waiter]] = []  # a heap by ticket; who has left is dropped at the top
+        self.line: deque[Waiter] = deque()  # by ticket; who has left is dropped at the front
         self.waiters: set[Waiter] = set()
+        self.alone = NOWHERE  # while somebody waits: this one, for the many who stand in no other line
         self.blocked_until = 0.0  # the kernel had no port for this space: not tried before then
         self.backoff = 0.0
         self.level = Level.NORMAL
@@ -143,16 +146,25 @@ class Account:
 
     def first(self) -> Waiter | None:
         """Return who is first in line, after dropping those who have left."""
-        while self.line:
-            waiter = self.line[0][1]
-            if not waiter.decided:
+        line = self.line
+        while line:
+            waiter = line[0]
+            if not waiter._box:  # decided, in one step less: each connection that comes back asks
                 return waiter
-            heapq.heappop(self.line)
+            line.popleft()
         return None
 
     def foremost(self, number: int) -> list[Waiter]:
         """Return so many of those first in line who wait for an outcome."""
-        return heapq.nsmallest(number, (waiter for _, waiter in self.line if not waiter.decided))
+        return list(itertools.islice((waiter for waiter in self.line if not waiter.decided), number))
+
+    def enter(self, waiter: Waiter) -> None:
+        """Let *waiter* stand in line, at the place of its ticket."""
+        self.waiters.add(waiter)
+        if not self.line or self.line[-1].ticket < waiter.ticket:
+            self.line.append(waiter)
+        else:
+            bisect.insort(self.line, waiter)  # it stood in another line before
 
     def next_question(self) -> float:
         """Return when the kernel is to be asked about a port of this account; inf for never."""
@@ -167,7 +179,7 @@ class Account:
         return heapq.heappop(self.questions)[1]
 
     def tidy(self) -> None:
-        """Drop what is over: questions without need, callers who left from the middle."""
+        """Drop questions without need."""
         while self.fresh and not self.fresh[0].fresh:
             self.fresh.popleft()
         if len(self.fresh) > 2 * len(self.kept) + 16:
@@ -178,9 +190,12 @@ class Account:
             kept = (closing for closing in self.kept if closing.ask_at < inf and not closing.fresh)
             self.questions = [(closing.ask_at, closing) for closing in kept]
             heapq.heapify(self.questions)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Let *waiter* go, who has an outcome, and drop those callers who left from the middle."""
+        self.waiters.discard(waiter)
         if len(self.line) > 2 * len(self.waiters) + 16:
-            self.line = [entry for entry in self.line if not entry[1].decided]
-            heapq.heapify(self.line)
+            self.line = deque(other for other in self.line if not other.decided)
 
     def usage(self) -> Usage:
         idle = dialing = 0
@@ -316,6 +331,13 @@ class Want(NamedTuple):
         return [*passing, self.pace] if self.pace else passing
 
 
+class Lead(NamedTuple):
+    """What somebody in line waits for, which those who come after until *until* may wait for, too."""
+
+    wants: tuple[Want, ...]
+    until: float
+
+
 class Waiter:
     """A caller in line. The first outcome wins: a lease, a connection, or having left.
 
@@ -331,7 +353,7 @@ class Waiter:
         self.ticket = next(_tickets)  # in the order of their coming, over all pools and ledgers
         self.joined: float | None = None
         self.wants: Sequence[Want] = ()
-        self.lines: set[Account] = _NO_LINES  # a set of its own once it stands in one
+        self.lines: frozenset[Account] = NOWHERE
         self._box: dict[str, object] = {}
 
     @property
@@ -363,8 +385,10 @@ class Waiter:
         return self.ticket < other.ticket
 
 
-def full_accounts(wants: Iterable[Want], now: float) -> list[Account]:
+def full_accounts(wants: Sequence[Want], now: float) -> list[Account]:
     """Return the accounts that keep *wants* from being served, each once."""
+    if len(wants) == 1 and (want := wants[0]).pace is None:
+        return [account for account in want.accounts if account.full(now)]
     full: dict[Account, None] = {}
     for want in wants:
         blockers = [account for account in want.accounts if account.full(now)]

@@ -6,12 +6,11 @@ first come first served, is kept by each account.
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from ..events import Event
-from .account import Account, Waiter, Want, full_accounts
+from .account import NOWHERE, Account, Waiter, Want, full_accounts
 
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds; a connect that finds no port scans the range: up to 5.6 ms
 
@@ -32,23 +31,23 @@ class Lines:
         self.full: set[Account] = set()  # accounts with somebody in line
         self.blocked: set[Account] = set()  # and those that are left alone for a moment
 
-    def join(self, waiter: Waiter, now: float) -> None:
-        """Put *waiter* in the line of each account that keeps it waiting."""
-        for account in full_accounts(waiter.wants, now):
+    def join(self, waiter: Waiter, full: Sequence[Account]) -> None:
+        """Put *waiter* in the lines of those accounts that are *full*, and keep it waiting."""
+        for account in full:
             if account not in waiter.lines:
-                waiter.lines = {*waiter.lines, account}
-                account.waiters.add(waiter)
+                if not account.waiters:
+                    account.alone = frozenset((account,))
+                waiter.lines = waiter.lines | account.alone if waiter.lines else account.alone
+                account.enter(waiter)
                 if account not in self.full:
                     self.full.add(account)
                     self._nudge()
-                heapq.heappush(account.line, (waiter.ticket, waiter))
 
     def leave(self, waiter: Waiter) -> None:
         """Take *waiter* out of all lines."""
         for account in waiter.lines:
             self._leave(waiter, account)
-            account.tidy()
-        waiter.lines = set()
+        waiter.lines = NOWHERE
 
     def grant(self, accounts: Sequence[Account], now: float) -> None:
         """Serve those in line for any of *accounts* in the order of their coming, while there is room."""
@@ -101,16 +100,17 @@ class Lines:
             # Another account keeps it waiting: it stands in the line of that one, at its old place. It is
             # woken, because there may be an idle connection to close; due() may have come nearer as well.
             for account in waiter.lines.intersection(free):
-                heapq.heappop(account.line)  # who comes first of all is first in each
+                account.line.popleft()  # who comes first of all is first in each
                 self._leave(waiter, account)
             waiter.lines = waiter.lines.difference(free)
-            self.join(waiter, now)
+            self.join(waiter, full_accounts(waiter.wants, now))
             self._out.append(waiter)
             self._nudge()
 
     def _leave(self, waiter: Waiter, account: Account) -> None:
-        account.waiters.discard(waiter)
+        account.leave(waiter)
         if not account.waiters:
+            account.alone = NOWHERE
             self.full.discard(account)
             if account.blocked_until and not account.backoff:
                 self._unblock(account)  # it was for those in line alone, one after the other

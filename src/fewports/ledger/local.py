@@ -78,7 +78,7 @@ class Ledger:
         self.ways: dict[Hashable, object] = {}  # what dialing has worked out from wants; dropped with them
         self._leases: set[Lease] = set()
         self._closings = Closings(self._referee)
-        self._promises = Promises(self._holds)
+        self._promises = Promises(self._holds, lambda: self.nudge())
         self._reaped = 0.0
         self._orphans: deque[tuple[Lease, bool, bool]] = deque()  # given back where no lock may be taken
         self._out: deque[Waiter | Event] = deque()  # to be done once the lock is free
@@ -192,27 +192,36 @@ class Ledger:
             if not self._ask(questions, now) or not refuser:
                 return refuser
 
-    def join(self, waiter: Waiter, wants: Sequence[Want], now: float) -> None:
-        """Put *waiter* in line for the first of *wants* to have room; it keeps its place if it had one."""
+    def join(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Account | None:
+        """Put *waiter* in line for the first of *wants* to have room; it keeps its place if it had one.
+
+        Returns an account that is full; None: it was served at once.
+        """
+        unsure: list[Closing] = []
         with self._lock:
             waiter.wants = self._current(wants)
-            unsure = self._catch_up(now)
-            if (refuser := self._serve(waiter, waiter.wants, now)) and not waiter.decided:
-                self._lines.join(waiter, now)
+            if self._orphans or self._closings.next_due() <= now:
+                unsure = self._catch_up(now)
+            full = full_accounts(waiter.wants, now)
+            refuser = full[0] if full and len(waiter.wants) == 1 else self._serve(waiter, waiter.wants, now)
+            if refuser and not waiter.decided:
+                self._lines.join(waiter, full)
                 if waiter.joined is None:
                     waiter.joined = now
                     if self._hook.emits:
                         self._out.append(WaitStarted(refuser.usage()))
         if self._out:
             self._act()
-        self._ask(unsure, now)
+        if unsure:
+            self._ask(unsure, now)
+        return refuser
 
-    def leave(self, waiter: Waiter, now: float, *, served: bool) -> None:
-        """Take *waiter* out of all lines; a lease that it was given and did not use goes back."""
+    def leave(self, waiter: Waiter, now: float, *, served: bool, keeps: bool = False) -> None:
+        """Take *waiter* out of all lines; a lease that it was given and did not use goes back, unless it *keeps* it."""
         outcome = waiter.leave()
         with self._lock:
             self._lines.leave(waiter)
-            if isinstance(outcome, Lease) and outcome.state == Lease.DIALING and outcome.socket is None:
+            if isinstance(outcome, Lease) and outcome.state == _DIALING and outcome.socket is None and not keeps:
                 self._release(outcome, now, None)
             if waiter.joined is not None and self._hook.emits:
                 self._out.append(WaitEnded(now - waiter.joined, served))
@@ -299,29 +308,22 @@ class Ledger:
 
     def first_in_line(self, lease: Lease) -> Waiter | None:
         """Return who has waited longest for a port that closing this connection would free, and is not on its way."""
+        found, promises = None, self._promises
         with self._lock:
-            short = [account for account in lease.accounts if account.waiters and self._promises.short(account)]
-            return min((waiter for account in short if (waiter := account.first())), default=None)
+            for account in lease.want.accounts:
+                if account.waiters and (first := account.first()) and (found is None or first < found):
+                    found = first if not promises or promises.short(account) else found
+        return found
 
     def give_way(self, lease: Lease, now: float) -> bool:
         """Note that the connection of *lease* is closed for who is in line; False if enough are already."""
         with self._lock:
-            before = self._promises.next_due()
-            given = self._promises.give(lease, now)
-            nearer = self._promises.next_due() < before
-        if nearer:
-            self.nudge()
-        return given
+            return self._promises.give(lease, now)
 
     def seek(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Promise | None:
         """Return what found() must be told of a connection that gives way to *waiter*, or None if none is to."""
         with self._lock:
-            before = self._promises.next_due()
-            promise = self._promises.seek(waiter, self._current(wants), now)
-            nearer = self._promises.next_due() < before
-        if nearer:
-            self.nudge()
-        return promise
+            return self._promises.seek(waiter, self._current(wants), now)
 
     def found(self, promise: Promise, lease: Lease | None) -> None:
         """Note whose port it is that seek() let be looked for; None if there is none."""
@@ -556,7 +558,7 @@ class Ledger:
 
     def _charge_anew(self, now: float) -> None:
         """Charge all that is held, and all who wait, to the accounts of a new budget."""
-        waiters = {waiter for account in self._full for _, waiter in account.line if not waiter.decided}
+        waiters = {waiter for account in self._full for waiter in account.line if not waiter.decided}
         for waiter in waiters:
             self._lines.leave(waiter)
         for account in list(self._accounts.values()):
@@ -573,7 +575,7 @@ class Ledger:
         for waiter in sorted(waiters):
             waiter.wants = [self._accounts.same(want) for want in waiter.wants]
             if self._serve(waiter, waiter.wants, now):
-                self._lines.join(waiter, now)
+                self._lines.join(waiter, full_accounts(waiter.wants, now))
             self._out.append(waiter)
         self.nudge()
 

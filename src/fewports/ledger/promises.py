@@ -36,11 +36,18 @@ class Promise:
 
 
 class Promises:
-    """Say who may have a connection closed, for a ledger that knows which leases still hold their port."""
+    """Say who may have a connection closed, for a ledger that knows which leases still hold their port.
 
-    def __init__(self, holds: Callable[[Lease], bool]) -> None:
+    *nudge* is called when next_due() has come nearer.
+    """
+
+    def __init__(self, holds: Callable[[Lease], bool], nudge: Callable[[], object]) -> None:
         self._holds = holds
+        self._nudge = nudge
         self._all: list[Promise] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
 
     def short(self, account: Account, waiter: Waiter | None = None) -> bool:
         """Say whether more callers need a port of *account* than are on their way, *waiter* among them."""
@@ -51,16 +58,20 @@ class Promises:
                 promise.counted = True
         if waiter is not None and waiter not in account.waiters and not waiter.decided:
             coming -= 1
-        for other in account.waiters:
-            if coming < 0:
-                break  # ten thousand may wait, and each asks
+        if coming < 0 or not account.waiters or account.first() is None:
+            return coming < 0
+        # Not the set of the waiters: when most of ten thousand have left, it takes as long to find the first.
+        for other in account.line:
             coming -= not other.decided
-        return coming < 0
+            if coming < 0:
+                return True
+        return False
 
     def seek(self, waiter: Waiter, wants: Sequence[Want], now: float) -> Promise | None:
         """Let *waiter* look for a connection to close, unless one of *wants* is on its way or free."""
         if waiter.decided:
             return None
+        before = self.next_due()
         for want in wants:
             full = full_accounts([want], now)
             if not any(self.short(account, waiter) for account in full):
@@ -69,14 +80,15 @@ class Promises:
                         promise.others.append(waiter)
                 return None
         promise = Promise(full_accounts(wants, now), None, now)
-        self._all.append(promise)
+        self._make(promise, before)
         return promise
 
     def give(self, lease: Lease, now: float) -> bool:
         """Let the connection of *lease* give way, if somebody in line for its accounts needs it."""
+        before = self.next_due()
         if not any(account.waiters and self.short(account) for account in lease.accounts):
             return False
-        self._all.append(Promise(lease.accounts, lease, now))
+        self._make(Promise(lease.accounts, lease, now), before)
         return True
 
     def found(self, promise: Promise, lease: Lease | None) -> list[Waiter]:
@@ -107,6 +119,11 @@ class Promises:
         late = [promise for promise in self._pending() if promise.until <= now]
         self._all = [promise for promise in self._all if promise.until > now]
         return Counter(account for promise in late for account in promise.accounts)
+
+    def _make(self, promise: Promise, before: float) -> None:
+        self._all.append(promise)
+        if self._all[0].until < before:
+            self._nudge()
 
     def _pending(self) -> list[Promise]:
         if self._all:

@@ -14,15 +14,17 @@ from typing import TypeVar
 
 from ..address import Destination, family_of, from_sockaddr
 from ..dial import To, Way, way_to
-from ..dialing import Connect, Dialing, Floor, Limits, Queue, Step, close_failed, stands
+from ..dialing import Connect, Dialing, Limits, Queue, Step, close_failed, stands
 from ..gated import CallFailed, GatedSocket, SocketOption, open_socket
-from ..ledger.account import Holder, Lease
+from ..ledger.account import Holder, Lease, Waiter, Want
 from ..ledger.local import Ledger
 from ..pool import Pool
+from ..standing import Floor, Standing, Turn, followed
 from . import exit, fork  # noqa: F401 - what is to happen at exit and in a forked child
 from .timer import Idle, timer
 
 C = TypeVar("C", bound=Idle)
+FLOOR = Floor(monotonic, timer.watch_ledger)
 Failure = tuple[Lease, str, OSError]  # of which the call
 _stock_getaddrinfo = socket.getaddrinfo
 
@@ -76,18 +78,59 @@ def dial(
     options: Sequence[SocketOption] = (),
     pool: Pool[C] | None = None,
     failures: list[Exception] | None = None,
-    ticket: int | None = None,
+    ticket: int | Turn | None = None,
 ) -> GatedSocket | C:
     """Return a connected socket with its lease, or a connection of *pool* that came free first.
 
-    *timeout* bounds each attempt to connect, *wait* the time in line for a port (the budget's own bound holds, too);
-    both in seconds. *ticket* is that of who has stood in line before. *failures* takes the errors of all attempts.
-    Raises BudgetExhausted, NoUsableSource, PoolClosed, TimeoutError or the OSError of the last attempt. The socket has
-    *timeout* as its time-out.
+    *destinations* are not looked at before it is our turn. *timeout* bounds each attempt to connect, *wait* the time in
+    line for a port (the budget's own bound holds, too); both in seconds. *ticket* is that of who has stood in line
+    before, or the turn that came of it. *failures* takes the errors of all attempts. Raises BudgetExhausted,
+    NoUsableSource, PoolClosed, TimeoutError or the OSError of the last attempt. The socket has *timeout* as its
+    time-out.
     """
-    failure = None
+    if not isinstance(ticket, Turn):
+        if pool is None or not (wants := followed(pool, monotonic())):
+            return _dial(to, destinations, Limits(timeout, wait, ticket), options, pool, failures)
+        outcome = follow(wants, to.ledger, pool, wait, ticket)
+        if not isinstance(outcome, Turn):
+            return outcome
+        ticket = outcome
+    try:
+        return _dial(to, destinations, Limits(timeout, wait, turn=ticket), options, pool, failures)
+    finally:
+        to.ledger.give_up(ticket.lease, monotonic())  # it was broken off before dialing saw to it
+
+
+def follow(
+    wants: Sequence[Want], ledger: Ledger, pool: Pool[C], wait: float | None, ticket: int | None = None
+) -> Turn | C:
+    """Stand in line for *wants* behind others of *pool*; raises BudgetExhausted or PoolClosed."""
+    alarm = Alarm()
+    standing = Standing(Waiter(alarm.wake, pool), ledger, pool, FLOOR)
+    if ticket is not None:
+        standing.waiter.ticket = ticket
+    outcome: Lease | C | None = None
+    try:
+        standing.begin(wants, wait, 0.0)
+        while (pause := standing.pause()) > 0:
+            alarm.wait(pause)
+        outcome = standing.end(0.0)
+        return standing.turn(outcome) if isinstance(outcome, Lease) else outcome
+    finally:
+        standing.leave(outcome)
+
+
+def _dial(
+    to: To,
+    destinations: Iterable[Destination],
+    limits: Limits,
+    options: Sequence[SocketOption],
+    pool: Pool[C] | None,
+    failures: list[Exception] | None,
+) -> GatedSocket | C:
+    failure, timeout = None, limits.timeout
     destinations = list(destinations)
-    if len(destinations) == 1:
+    if len(destinations) == 1 and limits.turn is None:
         now = monotonic()
         if way := way_to(to, destinations[0], now):
             outcome = _at_once(to.ledger, way, timeout, options, pool, now)
@@ -95,8 +138,7 @@ def dial(
                 return outcome
             failure = outcome
     alarm = Alarm()
-    floor = Floor(monotonic, alarm.wake, timer.watch_ledger)
-    dialing = Dialing(to, destinations, Limits(timeout, wait, ticket), floor, options=options, pool=pool)
+    dialing = Dialing(to, destinations, limits, alarm.wake, FLOOR, options=options, pool=pool)
     if failures is not None:
         dialing.plan.errors = failures
     if failure is not None:

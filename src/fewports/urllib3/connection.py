@@ -16,7 +16,7 @@ import socket
 import ssl
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import (  # type: ignore[attr-defined]
     _CS_IDLE,
     _CS_REQ_SENT,
@@ -62,7 +62,6 @@ from .times import Times
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"))
 PRESETS = 16  # different sets of header fields that a connection remembers as bytes
-
 REMEMBERED = 2048  # bytes of such a set at most: there may be thousands of idle connections
 
 # What says that the peer has ended the connection; a time-out does not.
@@ -71,7 +70,6 @@ ENDS = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 # A path and query in which urllib3 has nothing to encode, and http.client nothing to refuse.
 TARGET = r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-F]{2})*+"
 _is_plain_target = re.compile(TARGET).fullmatch
-
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -84,6 +82,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
 
     gate: Gate = open_gate
     lease: Lease | None = None
+    shells: list[HTTPConnection] | None = None  # where its pool keeps those without a socket
     lost: deque[None] | None = None  # is told of its place, if a response has it, and is dropped unread
     idle_since: float = 0.0
     expires: float = inf
@@ -143,6 +142,8 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                 self.board(outcome)
             else:
                 self._take_over(outcome)
+                if self.shells is not None and self.home is not None and len(self.shells) < self.home.limits.kept:
+                    self.shells.append(outcome)
             if self.home is not None:
                 self.home.adopted()
             return
@@ -172,6 +173,8 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
     def close(self) -> None:
         """Close the socket; a response that is under way ends there."""
         self.lease = None
+        if self._ticket is not None:
+            self._drop_turn()
         self.deadline = self.outcome = self.until = None
         if self.alone:
             self._opened(None)
@@ -472,6 +475,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                     return found
             destinations = _resolve(peer.host, peer.port)
             to = self.gate.to(peer, self.source_address)
+            ticket, self._ticket = self._ticket, None
             return dial(
                 to,
                 destinations,
@@ -479,7 +483,7 @@ class HTTPConnection(Sharing, urllib3.connection.HTTPConnection):
                 wait=self.wait,
                 options=self.socket_options or (),
                 pool=self.home,
-                ticket=self._ticket,
+                ticket=ticket,
             )
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
@@ -584,12 +588,12 @@ class HTTPSConnection(HTTPConnection, urllib3.connection.HTTPSConnection):
 Kept = HTTPConnection | SharedWire
 
 
-def _resolve(host: str, port: int) -> list[Destination]:
+def _resolve(host: str, port: int) -> Iterator[Destination]:
     try:
         host.encode("idna")
     except UnicodeError:
         raise LocationParseError(f"'{host}', label empty or too long") from None
-    return resolve(host.strip("[]"), port, connection.allowed_gai_family())
+    yield from resolve(host.strip("[]"), port, connection.allowed_gai_family())
 
 
 def _seconds(timeout: object) -> float | None:

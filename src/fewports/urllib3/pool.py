@@ -38,6 +38,7 @@ from .patched import untouched
 from .response import Response
 from .shelf import Shelf
 from .times import Times, times_of
+from .turns import take_turn
 
 if TYPE_CHECKING:
     from urllib3._base_connection import BaseHTTPConnection
@@ -234,7 +235,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         made = super()._new_conn()
         if isinstance(made, HTTPConnection):
             made.gate = self.gate
-            made.home = self.home
+            made.home, made.shells = self.home, self._shells
         return made
 
     def _get_conn(self, timeout: Any = None) -> BaseHTTPConnection:
@@ -317,7 +318,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             conn = None
             since, rode = 0.0, False
             try:
-                conn = self._take_idle()
+                conn = self._take_idle(timeout, pool_timeout)
                 if conn is not None:
                     since, rode = conn.idle_since, conn.rider is not None
                     outcome = self._straight(conn, asked, body, self.headers if headers is None else headers, timeout)
@@ -357,7 +358,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             return response
         finally:
             if begun is not None and (conn := begun.conn) is not None:  # urllib3 refused the request
-                if conn.outcome is not None:
+                if conn.outcome is not None or conn.is_closed:
                     conn.close()
                 conn.outcome = begun.conn = None
                 self.give_back(conn)
@@ -367,6 +368,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
     ) -> Response | Exception | None:
         """Make a plain request on *conn*; None if it is not plain, or is to be made again on a new connection."""
         method, url, preload = asked[:3]
+        if conn.is_closed:
+            return None  # it is our turn to dial
         try:
             times = self._times(timeout)
             data = conn.encode(method, url, body, headers)
@@ -414,8 +417,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             return None
         return times_of(timeout)
 
-    def _take_idle(self) -> HTTPConnection | None:
-        """Take an idle connection that is alive, for a request that may go straight; None if there is none."""
+    def _take_idle(self, timeout: Any, pool_timeout: Any) -> HTTPConnection | None:
+        """Take an idle connection that is alive, for a request that may go straight; None if there is none.
+
+        Where others wait for a port, it stands in line behind them: one without a socket has the turn to dial.
+        """
         if _own_pooling(type(self)) != _ours or _pooling(urllib3.HTTPConnectionPool) != _stock_pooling:
             return None
         if not untouched() or self.proxy is not None or not self.__dict__.keys().isdisjoint(self._PRIVATE):
@@ -424,7 +430,9 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         try:
             found = self.home.take_now(monotonic())
             if found is None:
-                return None
+                found = take_turn(self, timeout, pool_timeout)
+            if found is None or (isinstance(found, HTTPConnection) and found.is_closed):
+                return found
             if isinstance(found, SharedWire):
                 carrier, found = found, None
                 return self._board(carrier)

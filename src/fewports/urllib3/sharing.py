@@ -23,6 +23,7 @@ from ..http1 import RemoteProtocolError
 from ..ledger.account import Lease, Waiter
 from ..pool import ALONE, Place, Pool, PoolClosed
 from ..sharing import Search
+from ..standing import Turn
 from ..sync.dial import Alarm
 from ..sync.nested import unblocked
 from ..sync.shared import SharedWire
@@ -57,7 +58,7 @@ class Sharing:
     _tunnel_port: int | None
     home: Pool[Kept] | None = None
     rider: Rider | None = None  # its seat on a shared connection, in place of a socket
-    _ticket: int | None = None  # its place in line
+    _ticket: int | Turn | None = None  # its place in line, or what came of it
     alone = False  # others wait for what comes of its connect()
     shared = spent = False  # it is of one user at a time, and can connect again
     capacity = 1
@@ -68,6 +69,12 @@ class Sharing:
     def tidy(self) -> None:
         """Do nothing: it is of one user, who reads what comes."""
 
+    def _drop_turn(self) -> None:
+        """Give back a lease that was not used to connect."""
+        ticket, self._ticket = self._ticket, None
+        if isinstance(ticket, Turn):
+            self.gate.ledger.give_up(ticket.lease, monotonic())
+
     @property
     def is_closed(self) -> bool:
         return self.sock is None and self.rider is None
@@ -77,7 +84,7 @@ class Sharing:
 
         Raises TimeoutError.
         """
-        self._ticket = None
+        self._drop_turn()
         now = monotonic()
         found, endings = home.retake(now)
         for other, reason in endings:
@@ -105,7 +112,7 @@ class Sharing:
     def _wait_for_way(self, home: Pool[Kept], seconds: float) -> object:
         alarm = Alarm()
         waiter = Waiter(alarm.wake)
-        if self._ticket is not None:
+        if isinstance(self._ticket, int):
             waiter.ticket = self._ticket
         self._ticket = waiter.ticket
         try:
