@@ -1,11 +1,17 @@
-"""Whether somebody, such as an APM agent, has put something in the place of what http.client sends with."""
+"""Whether somebody, such as an APM agent, has put something in the place of what sends requests."""
 
 from __future__ import annotations
 
 import http.client
 from operator import attrgetter
+from typing import TYPE_CHECKING
+
+import urllib3
 
 from .._own import own
+
+if TYPE_CHECKING:
+    from urllib3._base_connection import BaseHTTPConnection
 
 # Where one of them is not as it came, requests go its way.
 _SENDING = ("request", "putrequest", "putheader", "endheaders", "send", "getresponse")
@@ -14,5 +20,15 @@ _stock_sending = tuple(own("http", http.client.HTTPConnection, step) for step in
 
 
 def untouched() -> bool:
-    """Say whether nobody has."""
+    """Say whether nobody has, in http.client."""
     return _sending(http.client.HTTPConnection) == _stock_sending
+
+
+def recorder(pool: urllib3.HTTPConnectionPool) -> BaseHTTPConnection | None:
+    """Return a connection of whoever put his own in the place of urllib3's, to answer for them, as vcrpy does."""
+    stock = urllib3.HTTPSConnectionPool if pool.scheme == "https" else urllib3.HTTPConnectionPool
+    if stock.ConnectionCls.__module__.partition(".")[0] == "urllib3":
+        return None
+    made = stock.__new__(stock)
+    made.__dict__ = {**pool.__dict__, "ConnectionCls": stock.ConnectionCls}
+    return made._new_conn()

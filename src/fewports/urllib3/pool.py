@@ -34,7 +34,7 @@ from ..sync.shared import SharedWire
 from ..sync.timer import timer
 from .connection import OURS, HTTPConnection, HTTPSConnection, Kept
 from .gate import Gate
-from .patched import untouched
+from .patched import recorder, untouched
 from .response import Response
 from .shelf import Shelf
 from .times import Times, times_of
@@ -254,28 +254,14 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         except BaseException:
             self.home.add_place()  # urlopen gives a place back after all errors but EmptyPoolError
             raise
-        if (recorder := self._recorder()) is not None:
+        if self.ConnectionCls in OUR_CONNECTIONS and (recorded := recorder(self)) is not None:
             if conn is not None:
                 conn.close()
-            return self._recorded(recorder)
+            return recorded
         conn = conn or self._new_conn()
         if isinstance(conn, HTTPConnection):
             conn.wait = timeout
         return conn
-
-    def _recorder(self) -> type[BaseHTTPConnection] | None:
-        """Return what somebody put in the place of urllib3's connections, to answer for them, as vcrpy does."""
-        stock = urllib3.HTTPSConnectionPool if self.scheme == "https" else urllib3.HTTPConnectionPool
-        found = stock.ConnectionCls
-        plain = found.__module__.partition(".")[0] == "urllib3" or self.ConnectionCls not in OUR_CONNECTIONS
-        return None if plain else found
-
-    def _recorded(self, recorder: type[BaseHTTPConnection]) -> BaseHTTPConnection:
-        cast(Any, self).ConnectionCls = recorder
-        try:
-            return super()._new_conn()
-        finally:
-            del self.ConnectionCls
 
     def urlopen(  # type: ignore[override]
         self,
