@@ -36,7 +36,8 @@ class Door(Listening):
         now, before = self._server.stats(), self._before
         counted = {name: now[name] - before[name] for name in ("accepted", "requests")}
         if self.http2:
-            return counted
+            resets = now["resets"][len(before["resets"]) :]
+            return {**counted, "resets": resets, "most_at_once": now["most_at_once"].get(str(self.port), 0)}
         counted["killed"] = now["killed"] - before["killed"]
         return {**counted, "sources": dict(Counter(now["sources"]) - Counter(before["sources"]))}
 
@@ -44,40 +45,36 @@ class Door(Listening):
 @contextlib.contextmanager
 def fresh_server(ports: int = 1, **options: Any) -> Iterator[Door]:
     """Give a server, and ports of it to which the kernel holds nothing: a TIME_WAIT of before stays for a minute."""
-    server, left = _running(*sorted(options.items()))
+    yield _fresh(HttpServer, ports, options)
+
+
+@contextlib.contextmanager
+def fresh_h2(ports: int = 1, **options: Any) -> Iterator[Door]:
+    """Give such a server of HTTP/2."""
+    yield _fresh(H2Server, ports, options)
+
+
+def _fresh(make: Callable[..., HttpServer | H2Server], ports: int, options: dict[str, Any]) -> Door:
+    asked = tuple(sorted(options.items()))
+    server, left = _running(make, asked)
     chosen: list[tuple[str, int]] = []
     while len(chosen) < ports:
         if not left:
             _running.cache_clear()
-            server, left = _running(*sorted(options.items()))
+            server, left = _running(make, asked)
+            chosen.clear()  # of the server before
         address = left.pop()
         if not client_rows(address[1]):
             chosen.append(address)
-    yield Door(server, chosen)
-
-
-@contextlib.contextmanager
-def fresh_h2(*, tls: bool) -> Iterator[Door]:
-    """Give a server of HTTP/2, and a port of it to which no connection is left, in TIME_WAIT or not."""
-    left = _running_h2(tls).addresses
-    free = next((address for address in left if not client_rows(address[1])), None)
-    if free is None:
-        _running_h2.cache_clear()
-        free = _running_h2(tls).addresses[0]
-    yield Door(_running_h2(tls), [free])
+    return Door(server, chosen)
 
 
 @functools.cache
-def _running_h2(tls: bool) -> H2Server:
-    server = H2Server(tls=tls, ports=30).__enter__()
-    atexit.register(server.__exit__, None, None, None)
-    return server
-
-
-@functools.cache
-def _running(*options: tuple[str, Any]) -> tuple[HttpServer, list[tuple[str, int]]]:
+def _running(
+    make: Callable[..., HttpServer | H2Server], options: tuple[tuple[str, Any], ...]
+) -> tuple[HttpServer | H2Server, list[tuple[str, int]]]:
     """Start a server that ends with this process: an interpreter for each test would cost half of the time."""
-    server = HttpServer(ports=100, **dict(options)).__enter__()
+    server = make(ports=100, **dict(options)).__enter__()
     atexit.register(server.__exit__, None, None, None)
     return server, list(server.addresses)
 

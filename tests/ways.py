@@ -6,18 +6,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import trio
 import uvloop
+from kinds import Kind
 
 import fewports
 from fewports.urllib3 import proxy_from_url
 from fewports.urllib3.async_response import AsyncResponse
 
+WAYS = ("threads", "asyncio", "trio", "uvloop")
+FULL = os.environ.get("FEWPORTS_FULL") == "1"
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
 
@@ -134,6 +139,41 @@ class Way:
                 return False
             await self.sleep(0.005)
         return True
+
+
+def ways_and_kinds(case: str, kinds: Iterable[Kind]) -> list[tuple[str, Kind]]:
+    """Pair each way with each kind of server that a case is for; on uvloop, asyncio's to us, over TLS if that is one.
+
+    If not all is to run, with one kind of HTTP/1.1 and one of HTTP/2. Whether that is plain or over TLS takes turns
+    from way to way, so that each case has both.
+    """
+    pairs = []
+    for number, name in enumerate(WAYS, zlib.crc32(case.encode())):
+        for http2 in (False, True):
+            some = [kind for kind in kinds if kind.http2 == http2]
+            if name == "uvloop":
+                some = some[-1:]
+            elif not FULL and some:
+                some = [some[number % len(some)]]
+            pairs += [(name, kind) for kind in some]
+    return pairs
+
+
+def trusting(kind: Kind, **options: Any) -> dict[str, Any]:
+    """Return what a manager needs for that kind of server, without retries."""
+    return {**kind.options, "retries": False, **options}
+
+
+def told(error: BaseException) -> list[str]:
+    """Name an exception and what it wraps."""
+    names = []
+    found: Any = error
+    while found is not None:
+        names.append(type(found).__name__)
+        found = getattr(found, "reason", None) or getattr(found, "original_error", None)
+        if not isinstance(found, BaseException):
+            break
+    return names
 
 
 def _driven(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -19,7 +19,15 @@ from urllib.parse import parse_qs, urlsplit
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, DataReceived, Event, RequestReceived, StreamEnded, StreamReset
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    RequestReceived,
+    SettingsAcknowledged,
+    StreamEnded,
+    StreamReset,
+)
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
@@ -47,14 +55,22 @@ class Server:
         streams: int,
         window: int,
         requests: int | None,
+        close_after_response: bool,
+        announce_close: bool,
+        keepalive_timeout: float | None,
     ) -> None:
         self._addresses, self._ports, self._tls = addresses, ports, tls
         self.streams, self.window, self.limit = streams, window, requests
+        self.close_after_response = close_after_response
+        self.announce_close = announce_close
+        self.keepalive_timeout = keepalive_timeout
         self._servers: list[asyncio.Server] = []
         self.meeting = http_server.Meeting()
         self.accepted = self.open = self.requests = self.running = self.most_running = self.most_streams = 0
         self.processed: Counter[str] = Counter()
         self.received: dict[str, list[int]] = {}  # by x-id, the length of each body
+        self.at_once: Counter[int] = Counter()  # requests without the end of a response, by the port that they came to
+        self.most_at_once: dict[int, int] = {}
         self.resets: list[int] = []  # codes of RST_STREAM that came
         self.goodbyes: list[int] = []  # codes of GOAWAY that came
         self.clients: list[int] = []  # ports of connections accepted, in order
@@ -77,7 +93,7 @@ class Server:
     def stats(self) -> dict[str, Any]:
         names = ("accepted", "open", "requests", "running", "most_running", "most_streams", "resets", "goodbyes")
         told = {name: getattr(self, name) for name in (*names, "clients", "flaws")}
-        return {**told, "processed": dict(self.processed), "received": self.received}
+        return {**told, "processed": dict(self.processed), "received": self.received, "most_at_once": self.most_at_once}
 
 
 class Connection(asyncio.Protocol):
@@ -88,10 +104,13 @@ class Connection(asyncio.Protocol):
         self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding="latin-1"))
         self._bodies: dict[int, tuple[Request, bytearray]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._unanswered: set[int] = set()
         self._room = asyncio.Event()  # set when windows or the transport may have some
         self._last = 0  # the last stream that is worked on
         self._seen = 0
         self._leaving = False  # GOAWAY was sent
+        self._settled = False  # the client has acknowledged our SETTINGS, and has no more to say by itself
+        self._idle: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -100,6 +119,7 @@ class Connection(asyncio.Protocol):
         # asyncio does so by itself where the listener was made with IPPROTO_TCP. A head and its body are two writes.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.client = transport.get_extra_info("peername")[:2]
+        self.port = transport.get_extra_info("sockname")[1]
         self.server.accepted += 1
         self.server.open += 1
         self.server.clients.append(self.client[1])
@@ -116,6 +136,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.open -= 1
+        if self._idle:
+            self._idle.cancel()
         for task in self._tasks.values():
             task.cancel()
 
@@ -145,6 +167,18 @@ class Connection(asyncio.Protocol):
     def stats(self) -> dict[str, Any]:
         return self.server.stats()
 
+    def _rest(self) -> None:
+        if self.server.keepalive_timeout is not None:
+            self._idle = asyncio.get_running_loop().call_later(self.server.keepalive_timeout, self._end)
+
+    def _end(self) -> None:
+        """Close, and announce it if that is to be."""
+        if self.server.announce_close:
+            self.leave()
+        self.transport.close()
+        with contextlib.suppress(OSError):  # over TLS it would wait for the client to close, too
+            self.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+
     def _take(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
             self._begin(event)
@@ -161,12 +195,17 @@ class Connection(asyncio.Protocol):
             self._bodies.pop(event.stream_id, None)
             if task := self._tasks.get(event.stream_id):
                 task.cancel()
+        elif isinstance(event, SettingsAcknowledged):
+            self._settled = True
+            self._end_after_response()
         elif isinstance(event, ConnectionTerminated):
             self.server.goodbyes.append(int(event.error_code))
 
     def _begin(self, event: RequestReceived) -> None:
         if self._leaving:
             return  # above the last stream that the GOAWAY named: somebody else's
+        if self._idle:
+            self._idle.cancel()
         self._last = event.stream_id
         self._seen += 1
         fields = dict(event.headers)
@@ -188,6 +227,9 @@ class Connection(asyncio.Protocol):
         server.requests += 1
         server.running += 1
         server.most_running = max(server.running, server.most_running)
+        self._unanswered.add(stream)
+        server.at_once[self.port] += 1
+        server.most_at_once[self.port] = max(server.at_once[self.port], server.most_at_once.get(self.port, 0))
         if (name := request.header("x-id")) is not None:
             server.processed[name] += 1
             server.received.setdefault(name, []).append(len(body))
@@ -196,12 +238,27 @@ class Connection(asyncio.Protocol):
         server.most_streams = max(len(self._tasks), server.most_streams)
         task.add_done_callback(lambda _: self._done(stream))
 
+    def answered(self, stream: int) -> None:
+        """Count a request no more: what goes out now is the end of its response, and the client may send another."""
+        if stream in self._unanswered:
+            self._unanswered.discard(stream)
+            self.server.at_once[self.port] -= 1
+
     def _done(self, stream: int) -> None:
         self.server.running -= 1
+        self.answered(stream)
         del self._tasks[stream]
         if self._leaving and not self._tasks and not self._bodies:
             # Not at once: what the client has sent meanwhile would turn the close into a RST, which destroys answers.
             asyncio.get_running_loop().call_later(LINGER, self.transport.close)
+        elif not self._tasks and not self._bodies:
+            self._rest()
+            self._end_after_response()
+
+    def _end_after_response(self) -> None:
+        """Close if that is to be; not before the client has said all, which would turn the close into a RST."""
+        if self.server.close_after_response and self._settled and self._seen and not self._tasks and not self._bodies:
+            self._end()
 
     async def _serve(self, stream: int, request: Request) -> None:
         exchange = Exchange(self, stream, request)
@@ -245,6 +302,8 @@ class Exchange:
         return self.request.query
 
     def head(self, status: int, *fields: tuple[str, str], end: bool = False) -> None:
+        if end:
+            self.connection.answered(self.stream)
         self.connection.h2.send_headers(self.stream, [(":status", str(status)), *fields], end_stream=end)
         self.connection.flush()
 
@@ -254,9 +313,12 @@ class Exchange:
             size = await self.connection.room(self.stream)
             piece = bytes(view[at : at + size])
             at += len(piece)
+            if end and at == len(view):
+                self.connection.answered(self.stream)
             self.connection.h2.send_data(self.stream, piece, end_stream=end and at == len(view))
             self.connection.flush()
         if end and not data:
+            self.connection.answered(self.stream)
             self.connection.h2.end_stream(self.stream)
             self.connection.flush()
 

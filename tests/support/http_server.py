@@ -7,11 +7,13 @@ settings say so. Knows only what a client under test sends. The paths are the fu
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import random
 import socket
 import ssl
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +26,8 @@ from support.listeners import listen
 SMALL = {"message": "hello", "items": [1, 2, 3]}
 HELLO = b'{"message": "%s"}' % (b"x" * 185)  # 200 bytes
 CHUNK = 1000
+DIGITS = b"0123456789" * 20_000
+PACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 
 
 class Request(NamedTuple):
@@ -332,6 +336,12 @@ def chunked(request: Request, connection: Connection) -> Reply:
     return Reply(200, bytes(body) + b"0\r\n\r\n", [("Transfer-Encoding", "chunked")])
 
 
+def packed(request: Request, connection: Connection) -> Reply:
+    """Send DIGITS in the *coding* gzip or deflate."""
+    coding = request.query["coding"]
+    return Reply(200, PACK[coding](DIGITS), [("Content-Encoding", coding)])
+
+
 def drop(request: Request, connection: Connection) -> Reply:
     return Reply(kill=True)
 
@@ -375,6 +385,7 @@ PATHS: dict[str, Callable[[Request, Connection], Reply]] = {
     "/headers": headers,
     "/bytes": number_of_bytes,
     "/chunked": chunked,
+    "/packed": packed,
     "/drop": drop,
     "/half": half,
     "/redirect": redirect,

@@ -160,10 +160,13 @@ class H2Server(Served):
     """The HTTP/2 server of h2_server.py; its paths are listed there and in http_server.py.
 
     It listens on *ports* ports, allows *streams* at once on each connection, with windows of *window* bytes for each,
-    and announces the end of a connection that has had *requests*.
-    stats(): accepted, open, requests, running and most_running (being answered, at once), most_streams (on one
-    connection), processed and received (by x-id: how often, and how many bytes of body each time), resets and
-    goodbyes (codes that clients sent), clients (ports of connections, in order), flaws (what h2 did not like).
+    and announces the end of a connection that has had *requests*. *close_after_response*: it closes first, once all
+    is answered, with GOAWAY unless not *announce_close*; *keepalive_timeout*: so, when idle for so many seconds after
+    a response.
+    stats(): accepted, open, requests, running and most_running (being answered, at once; most_at_once: by port of the
+    server), most_streams (on one connection), processed and received (by x-id: how often, and how many bytes of body
+    each time), resets and goodbyes (codes that clients sent), clients (ports of connections, in order), flaws (what
+    h2 did not like).
     """
 
     def __init__(
@@ -174,6 +177,9 @@ class H2Server(Served):
         streams: int = 128,
         window: int = 1 << 20,
         requests: int | None = None,
+        close_after_response: bool = False,
+        announce_close: bool = True,
+        keepalive_timeout: float | None = None,
     ) -> None:
         addresses = addresses or ("127.0.0.1",)
         keys = authority(*addresses) if tls else None
@@ -186,6 +192,9 @@ class H2Server(Served):
                 "streams": streams,
                 "window": window,
                 "requests": requests,
+                "close_after_response": close_after_response,
+                "announce_close": announce_close,
+                "keepalive_timeout": keepalive_timeout,
             },
         )
         if keys:

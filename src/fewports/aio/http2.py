@@ -132,11 +132,6 @@ class SharedConnection:
     def fileno(self) -> int:
         return -1 if self.link.closed else self.link.sock.fileno()
 
-    @property
-    def left(self) -> bool:
-        """Say whether the peer ended it without telling which requests it has looked at."""
-        return self._engine.error is not None and not self._engine.told_last
-
     # What a pool does with it before others may.
 
     async def greet(self, timeout: float | None) -> None:

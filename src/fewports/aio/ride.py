@@ -22,7 +22,7 @@ PIECE = 65536  # bytes of body that are handed out at once where no limit is giv
 class Ride:
     """A seat on a shared connection, for one exchange."""
 
-    __slots__ = ("_before", "_times", "carrier", "encoded", "keeps", "length", "stream")
+    __slots__ = ("_times", "carrier", "encoded", "keeps", "length", "stream")
     chunked = False
 
     def __init__(self, carrier: SharedConnection) -> None:
@@ -31,7 +31,6 @@ class Ride:
         self.encoded = False
         self.keeps = True  # else the connection closes with its last exchange
         self.length: int | None = None
-        self._before = 0
 
     # What an Exchange and the pool ask.
 
@@ -105,7 +104,6 @@ class Ride:
         """Send *request* and receive the head of its response, or the *whole* of it."""
         carrier, body, sets = self.carrier, request.body, self.carrier.sets
         self._times = times
-        self._before = carrier.received_bytes
         length = len(body) if isinstance(body, bytes) else None
         fields = request_fields(request.method, sets.scheme, request.target, sets[request.fields], length)
         stream = self.stream = carrier.open(fields, whole=not body)
@@ -140,9 +138,7 @@ class Ride:
         """Say whether the request that failed may be sent again."""
         if not isinstance(error, (ProtocolError, Disconnected)):
             return False
-        carrier = self.carrier
-        unheard = method in IDEMPOTENT and carrier.left and carrier.received_bytes == self._before
-        return may_repeat(self.stream, error, unheard=unheard)
+        return may_repeat(self.stream, error, idempotent=method in IDEMPOTENT)
 
     def fault(self, error: Exception) -> Exception:
         """Say in the words of this floor what ended an exchange."""

@@ -81,8 +81,8 @@ class Connection:
     """What goes in and out on one connection. receive() and pending() move bytes; reserve() leads to streams.
 
     ``error``: why it failed. ``closing``: no new stream can be opened. ``unanswered``: so many PINGs of ours.
-    ``greeted``: the peer's SETTINGS came; ``told_last``: it went away and said which streams it has
-    looked at. ``limit``: so many streams may be open at once.
+    ``greeted``: the peer's SETTINGS came; ``answered``: so did the head of a response; ``told_last``: it went away and
+    said which streams it has looked at. ``limit``: so many streams may be open at once.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Connection:
         self._next_id = 1
         self._frames = Splitter()
         self._blocks = Blocks()
-        self.greeted = self.told_last = False
+        self.greeted = self.answered = self.told_last = False
         self._received = 0  # bytes of DATA that the peer may send again, and is not told yet
         self._window = window  # bytes of DATA that the peer may send
         self._control = bytearray(self._h2.data_to_send())  # to be sent
@@ -434,7 +434,9 @@ class Connection:
         flaw = stream._take_head(block, ends) if stream.head is None else stream._take_trailer(block, ends)
         if flaw is not None:
             self._refuse(stream, flaw, ends=ends)
-        elif ends:
+            return
+        self.answered = True
+        if ends:
             self._take_end(stream)
 
     def _take_ping(self, flags: int, number: int, frame: Bytes) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..http1 import MAX_LENGTH, Field
+from ..http1 import BAD_LENGTH, MAX_LENGTH, Field
 from .errors import LocalProtocolError
 
 SHOWN = 60  # bytes of the peer's that an error message quotes
@@ -75,7 +75,7 @@ def read_block(pairs: Sequence[tuple[bytes, bytes]]) -> Block:
         if name == b"content-length":
             if length is not None or not value.isdigit() or len(value) > 19 or int(value) > MAX_LENGTH:
                 # Equal numbers could be accepted (RFC 9110, section 8.6), but who sends two is confused.
-                return _flawed(f"a Content-Length that is not one number: {_quoted(value)}")
+                return _flawed(f"{BAD_LENGTH}: {_quoted(value)}")
             length = int(value)
         fields.append((name.decode("ascii"), value.decode("latin-1")))
     return Block(status, tuple(fields), length, None)

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..http1 import MAX_INTERIM, MAX_LENGTH, Field
-from .errors import Code, LocalProtocolError, Malformed, ProtocolError, Unprocessed
+from .errors import Code, ConnectionFailed, LocalProtocolError, Malformed, ProtocolError, Unprocessed
 from .fields import Block, Request, check_trailer
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class Stream:
 
     ``head``: the final one; ``interim``: so many with 1xx came, ``continued``: 100 among them. ``trailer``: its
     fields, once ``ended``. ``got``: so many bytes of body came, ``buffered``: so many of them wait to be taken.
-    ``repeatable``: the peer certainly did nothing with the request.
+    ``repeatable``: the peer certainly did nothing with the request. ``kept``: when it was opened, the connection had
+    answered another.
     """
 
     __slots__ = (
@@ -82,6 +83,7 @@ class Stream:
         "head",
         "id",
         "interim",
+        "kept",
         "method",
         "repeatable",
         "sent",
@@ -103,6 +105,14 @@ class Stream:
         self.interim = self.got = self.buffered = 0
         self.continued = self.sent = self.ended = self.closed = self.repeatable = False
         self.error: ProtocolError | None = None
+        self.kept = connection.answered
+
+    @property
+    def unheard(self) -> bool:
+        """Whether it met the end of a connection that was kept, and nothing came that says what became of it."""
+        if self.head is not None or self.interim or self._connection.told_last:
+            return False
+        return self.kept and isinstance(self.error, ConnectionFailed) and self.error.code is None
 
     def take(self, limit: int = MAX_LENGTH) -> bytes:
         """Return up to *limit* bytes of the body, or b"" if none are here: then look at ``ended``.

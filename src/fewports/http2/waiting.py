@@ -37,13 +37,13 @@ def has_room(stream: Stream) -> bool:
     return stream.room > 0 or stream.closed or stream.ended
 
 
-def may_repeat(stream: Stream | None, error: BaseException, *, unheard: bool) -> bool:
-    """Say whether the request that failed may be sent again: the peer did nothing with it, or that does no harm.
+def may_repeat(stream: Stream | None, error: BaseException, *, idempotent: bool) -> bool:
+    """Say whether the request that failed may be sent again.
 
-    *unheard*: it may have its effect twice, and met the end of a connection on which nothing came after it was sent.
+    The peer did nothing with it, or, as over HTTP/1.1 (RFC 9110, section 9.2.2): it has no more effect twice than once,
+    and met the end of a connection that was kept before anything of its response came. Whatever else came there, for
+    other requests or of a window, says nothing of this one.
     """
     if stream is None or isinstance(error, Unprocessed):
         return True
-    if stream.repeatable or stream.head is not None or stream.interim:
-        return stream.repeatable
-    return unheard
+    return stream.repeatable or (idempotent and stream.unheard)

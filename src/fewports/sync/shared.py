@@ -128,11 +128,6 @@ class SharedWire:
         """Say whether somebody uses it, and reads what the peer sends."""
         return self._engine.active > 0
 
-    @property
-    def left(self) -> bool:
-        """Say whether the peer ended it without telling which requests it has looked at."""
-        return self._engine.error is not None and not self._engine.told_last
-
     def fileno(self) -> int:
         return self.sock.fileno()
 

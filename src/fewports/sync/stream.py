@@ -31,7 +31,6 @@ class StreamWire:
         self.closed = self.parted = self.encoded = self.preloads = False
         self.seated = True
         self.length: int | None = None
-        self._before = 0
 
     def __del__(self) -> None:
         if self.seated and self.stream is not None:
@@ -119,7 +118,6 @@ class StreamWire:
     def ask(self, fields: tuple[Field, ...], body: bytes) -> None:
         """Send a request; raises Unprocessed, LocalProtocolError, TimeoutError."""
         carrier = self.carrier
-        self._before = carrier.received
         if not body:
             self.stream = carrier.open(fields, whole=True)
             return
@@ -128,7 +126,6 @@ class StreamWire:
 
     def begin(self, fields: tuple[Field, ...]) -> None:
         """Send the head of a request whose body follows."""
-        self._before = self.carrier.received
         self.stream = self.carrier.open(fields, whole=False)
 
     def send(self, data: bytes | memoryview, *, end: bool = False) -> None:
@@ -195,9 +192,7 @@ class StreamWire:
 
     def repeatable(self, error: BaseException, *, idempotent: bool) -> bool:
         """Say whether the request may be sent again: the peer did nothing with it, or that does no harm."""
-        carrier = self.carrier
-        unheard = idempotent and carrier.left and carrier.received == self._before
-        return may_repeat(self.stream, error, unheard=unheard)
+        return may_repeat(self.stream, error, idempotent=idempotent)
 
     @property
     def over(self) -> bool:

@@ -262,7 +262,7 @@ def of_proxy(error: Exception) -> ProxyError:
 
 
 def _bad(error: http1.RemoteProtocolError, pool: object, url: str) -> Exception:
-    if error.what == http1.BAD_LENGTH:
+    if error.what.startswith(http1.BAD_LENGTH):
         return BadLength(error.what, error.where, error.data)
     if isinstance(error, http1.Truncated) and not re.match("front|the head", error.where):
         return broken(error, pool, url)

@@ -367,7 +367,7 @@ def receive(wire: Wire, asked: Any, version: str) -> Response:
     except http1.RemoteProtocolError as error:
         if isinstance(error, http1.Truncated) and not reader.started and not reader.interim:
             raise http.client.RemoteDisconnected("Remote end closed connection without response") from None
-        if error.what == http1.BAD_LENGTH:
+        if error.what.startswith(http1.BAD_LENGTH):
             raise BadLength(error.what, error.where, error.data) from error
         raise BadResponse(error) from error
     return respond(wire, head, asked.request_method, asked.request_url, asked, version)

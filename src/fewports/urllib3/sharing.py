@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import urllib3
-from urllib3.exceptions import ProtocolError
+from urllib3.exceptions import ConnectTimeoutError, ProtocolError
 from urllib3.util import Timeout
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve_ssl_version
 
@@ -189,6 +189,9 @@ class Sharing:
         carrier.flags = (self.is_verified, self.proxy_is_verified, self._has_connected_to_proxy)
         try:
             carrier.greet(_seconds(self.timeout), self.deadline)
+        except TimeoutError as error:
+            message = f"Connection to {self.host} timed out. (connect timeout={self.timeout})"
+            raise ConnectTimeoutError(cast(Any, self), message) from error
         except http2.ProtocolError as error:
             raise BadResponse(cast(RemoteProtocolError, error)) from error
         self.sock = self.lease = None

@@ -16,7 +16,7 @@ from ..http2 import ProtocolError, RemoteProtocolError, Unprocessed
 from ..http2.message import header_fields, request_fields
 from ..sync.shared import SharedWire
 from ..sync.stream import StreamWire, leave_seat
-from .response import BadResponse, Response, receive
+from .response import BadLength, BadResponse, Response, receive
 
 H2 = "h2"
 HTTP_11 = "http/1.1"
@@ -132,7 +132,7 @@ class Rider:
         try:
             return receive(cast(Any, wire), asked, "HTTP/2")
         except ProtocolError as error:
-            if isinstance(error, BadResponse):
+            if isinstance(error, (BadResponse, BadLength)):
                 raise
             raise _translated(error) from error
 
