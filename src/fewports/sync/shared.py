@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .. import http2
 from ..events import CloseReason
@@ -33,6 +33,7 @@ from ..http2 import Code, ConnectionFailed, Stream
 from ..http2.message import Heads
 from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, ended, has_room
 from ..ledger.account import Lease
+from .patience import GREETING, Patience, Waiting, always
 
 if TYPE_CHECKING:
     import socket
@@ -45,40 +46,6 @@ LAST_WORDS = 10  # milliseconds for a thread that is sending when the connection
 RELIEF = 0.05  # seconds between two looks at whether somebody still reads, while the kernel takes no more
 MAX_UNSENT = 256 * 1024  # bytes that the kernel has no room for: then bodies wait
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-class _Nothing:
-    """Stands for a stream where somebody waits for the connection itself."""
-
-    got = 0
-
-
-GREETING = cast(Stream, _Nothing())
-
-
-class Waiting:
-    """A thread that waits for something to happen to its stream."""
-
-    __slots__ = ("_alarm", "ready", "stream")
-
-    def __init__(self, stream: Stream, ready: Ready) -> None:
-        self.stream = stream
-        self.ready = ready
-        self._alarm: threading.Lock | None = None  # who reads for all needs none
-
-    def queue(self) -> None:
-        """Be about to sleep: before anybody can wake us."""
-        self._alarm = threading.Lock()
-        self._alarm.acquire()
-
-    def sleep(self, seconds: float) -> bool:
-        """Sleep until wake(), for *seconds* at most; say whether that came."""
-        assert self._alarm is not None
-        return self._alarm.acquire(timeout=seconds)
-
-    def wake(self) -> None:
-        assert self._alarm is not None
-        self._alarm.release()
 
 
 class SharedWire:
@@ -279,7 +246,7 @@ class SharedWire:
         Raises TimeoutError.
         """
         me = Waiting(stream, ready)
-        patience = _Patience(stream, timeout, deadline)
+        patience = Patience(stream, timeout, deadline)
         before = self.received
         try:
             with self._lock:
@@ -311,7 +278,7 @@ class SharedWire:
 
     def _look(self, pause: float) -> None:
         """Take in what came, if nobody else reads; wait for *pause* seconds for the answer to a PING."""
-        me = Waiting(GREETING, _always)
+        me = Waiting(GREETING, always)
         with self._lock:
             if self.closed or self._leader is not None or self._waiting:
                 return
@@ -330,7 +297,7 @@ class SharedWire:
         finally:
             self._resign(me)
 
-    def _is_over(self, me: Waiting, patience: _Patience) -> bool:
+    def _is_over(self, me: Waiting, patience: Patience) -> bool:
         """Look again after a time-out: True if we were served after all."""
         with self._lock:
             if me.ready(me.stream):
@@ -339,7 +306,7 @@ class SharedWire:
         patience.look()
         return False
 
-    def _lead(self, me: Waiting, patience: _Patience) -> None:
+    def _lead(self, me: Waiting, patience: Patience) -> None:
         """Read for all until *me* is ready."""
         asked: float | None = None
         heard = monotonic()
@@ -504,7 +471,7 @@ class SharedWire:
         The peer may read no more before we do.
         """
         until = min(inf if timeout is None else monotonic() + timeout, inf if deadline is None else deadline)
-        me = Waiting(GREETING, _always)
+        me = Waiting(GREETING, always)
         while self._unsent and not self.closed and not ended(stream):
             leads = False
             try:
@@ -557,40 +524,3 @@ class SharedWire:
         before = self.capacity
         self.capacity = 0 if self.closed or self._engine.closing else self._engine.limit
         return self.capacity > before or (self.capacity == 0 and before > 0)
-
-
-class _Patience:
-    """How long a thread still waits: for *timeout* seconds since something happened, and to *deadline* at most."""
-
-    __slots__ = ("_deadline", "_seen", "_stream", "_timeout", "_until")
-
-    def __init__(self, stream: Stream, timeout: float | None, deadline: float | None) -> None:
-        self._stream = stream
-        self._timeout = timeout
-        self._deadline = inf if deadline is None else deadline
-        self._seen = stream.got
-        self._until = self._deadline
-        if timeout is not None:
-            self._until = min(monotonic() + timeout, self._deadline)
-
-    def left(self) -> float:
-        """Return the seconds that are left, threading.TIMEOUT_MAX at most; raise TimeoutError if none are."""
-        if self._until == inf:
-            return threading.TIMEOUT_MAX
-        left = self._until - monotonic()
-        if left <= 0:
-            self.look()
-            left = self._until - monotonic()
-            if left <= 0:
-                raise TimeoutError("timed out")
-        return left
-
-    def look(self) -> None:
-        """Start again if something of the body has come."""
-        if self._timeout is not None and self._stream.got != self._seen:
-            self._seen = self._stream.got
-            self._until = min(monotonic() + self._timeout, self._deadline)
-
-
-def _always(stream: Stream) -> bool:
-    return True
