@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from ..address import Destination, Origin
+from ..alert import alert_in
 from ..dialing import Limits as DialLimits
 from ..events import CloseReason
 from ..gated import GatedSocket
@@ -385,7 +386,7 @@ class OriginPool:
             if isinstance(error, TimeoutError):
                 raise TimedOut(Stage.CONNECT) from error
             if isinstance(error, ConnectionFailed) and error.code is None:
-                raise Disconnected(False) from error
+                raise Disconnected(False) from alert_in(shared.cause) or error
             raise
         if alone:
             self.home.opened(shared, monotonic())

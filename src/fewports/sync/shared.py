@@ -26,6 +26,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from .. import http2
+from ..alert import alert_in
 from ..events import CloseReason
 from ..gated import gated
 from ..http1 import Field
@@ -104,10 +105,15 @@ class SharedWire:
         return self.sock.fileno()
 
     def greet(self, timeout: float | None, deadline: float | None) -> None:
-        """Wait for the peer's SETTINGS, which say how many streams there may be; raises TimeoutError."""
+        """Wait for the peer's SETTINGS, which say how many streams there may be.
+
+        Raises TimeoutError, ProtocolError, or an SSLError from one.
+        """
         self.wait(GREETING, lambda _: self._engine.greeted or self._engine.closing, timeout, deadline)
-        if self._engine.error is not None:
-            raise self._engine.error
+        if (error := self._engine.error) is not None:
+            if (alert := alert_in(self.cause)) is not None:
+                raise alert from error
+            raise error
 
     def tidy(self) -> None:
         """Do what is due while it is in use: reset what nobody will read, answer the peer if nobody reads."""
@@ -402,6 +408,7 @@ class SharedWire:
             self.home.widened(monotonic())
         if error is not None:
             self._fail(error)
+            return me is not None and me.ready(me.stream)
         return served
 
     def _receive_more(self, data: bytes) -> bytes:
@@ -495,7 +502,7 @@ class SharedWire:
         """End every stream: the connection is of no use any more."""
         with self._lock:
             self._engine.eof()
-            self.cause = error
+            self.cause = self.cause or error  # what comes after the first says less
             self._measure()
             wake = list(self._waiting.values())
             self._waiting.clear()
