@@ -15,6 +15,7 @@ Long, because reading, writing, waiting and failing share that state.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import select
 import ssl
@@ -32,9 +33,10 @@ from ..gated import gated
 from ..http1 import Field
 from ..http2 import Code, ConnectionFailed, Stream
 from ..http2.message import Heads
-from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, ended, has_room
+from ..http2.waiting import ANSWER, LINGER, LINGER_BYTES, QUIET, SUSPENSE, Ready, ended, has_room
 from ..ledger.account import Lease
 from .patience import GREETING, Patience, Waiting, always
+from .timer import timer
 
 if TYPE_CHECKING:
     import socket
@@ -45,6 +47,7 @@ RECEIVE = 65536  # bytes asked for at once
 TOGETHER = 256 * 1024  # bytes received before anybody is told: a large body comes in few turns
 LAST_WORDS = 10  # milliseconds for a thread that is sending when the connection is closed
 RELIEF = 0.05  # seconds between two looks at whether somebody still reads, while the kernel takes no more
+STEP = 0.005  # seconds between two looks at whether a peer has closed that broke a rule
 MAX_UNSENT = 256 * 1024  # bytes that the kernel has no room for: then bodies wait
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -53,6 +56,8 @@ class SharedWire:
     """One connection that many threads use at once, each with a stream of its own."""
 
     shared = True
+    _parts = 0.0  # when it closes, if the peer has not, after it broke a rule
+    _left = LINGER_BYTES  # which it may send until then
 
     def __init__(self, sock: socket.socket, home: Pool[Any] | None = None) -> None:
         self.sock = sock
@@ -155,16 +160,30 @@ class SharedWire:
                 if not self._writing:
                     break
                 sleep(0.001)  # another thread has our GOAWAY in hand
-            if self._engine.error is not None and self._engine.error.code is not None:
-                # Closing with bytes unread is a reset, which may overtake the GOAWAY that says what was wrong.
-                with self._io, contextlib.suppress(*_LATER):
-                    for _ in range(LINGER):
-                        if not self.sock.recv(RECEIVE):
-                            break
         if sock := gated(self.sock):
             sock.reason = reason
+        error = self._engine.error
         self._fail(None)
+        if error is not None and error.code is not None and not self._deaf:
+            self._parts = monotonic() + LINGER  # to read our GOAWAY, which says what was wrong
+            if timer.watch_parting(self):
+                return
         self.sock.close()
+
+    def part(self, now: float) -> float | None:
+        """Close if a peer that broke a rule has closed, or its time is over; say when to look again, None if never."""
+        sock = gated(self.sock)
+        with contextlib.suppress(OSError, ValueError):
+            if self._unsent:
+                self._flush()
+            try:
+                while sock is not None and now < self._parts and self._left > 0 and not self._deaf:
+                    data = _socket.socket.recv(sock, RECEIVE)  # as it comes, whatever TLS would make of it
+                    self._left -= len(data) or self._left
+            except BlockingIOError:
+                return now + STEP
+        self.sock.close()
+        return None
 
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
