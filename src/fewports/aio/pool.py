@@ -28,8 +28,8 @@ from ..http1 import RemoteProtocolError
 from ..http2 import ConnectionFailed, Unprocessed
 from ..http2.waiting import REPEATS
 from ..ledger.account import Waiter
-from ..pool import ALONE, PLACE, Ending, Limits, Place, Pool, PoolClosed
-from ..sharing import Search
+from ..pool import Ending, Limits, Pool, PoolClosed
+from ..sharing import ALONE, PLACE, Place, Search
 from ..sync.dial import literal, resolve
 from ..sync.timer import timer
 from .connection import Connection

@@ -21,6 +21,7 @@ class StreamWire:
     chunked = excess = False
     persists = True
     idle_limit = None
+    seated = False  # until the end of __init__(), in which a signal handler may raise
 
     def __init__(self, carrier: SharedWire, method: str) -> None:
         self.carrier = carrier
