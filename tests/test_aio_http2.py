@@ -5,13 +5,14 @@ What servers do wrong is in test_http2_faults.py, what is the same on threads in
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
 import anyio
 import pytest
 from faces import counts, states, waiting
-from http2_peer import RST_STREAM, data, head
+from http2_peer import RST_STREAM, data, head, window
 from support.http_server import HELLO
 from support.programs import Nghttpd, Nginx
 from support.sampler import KernelSampler
@@ -24,6 +25,7 @@ import fewports
 from fewports import aio
 from fewports.aio.asyncio_loop import AsyncioLink
 from fewports.aio.trio_loop import TrioLink
+from fewports.events import CloseReason
 
 LOOPS = ("asyncio", "uvloop", "trio")
 CANCEL = 8
@@ -300,3 +302,46 @@ def test_a_full_server_holds_up_nobody_for_longer_than_the_wait(way: Way) -> Non
         way.run(case, server)
 
         assert server.stats()["accepted"] == 1
+
+
+def test_a_close_while_there_is_more_to_send(way: Way) -> None:
+    """A connection that closes as soon as the kernel has no more room ends its requests, and nothing else."""
+
+    def script(peer: H2Peer) -> None:
+        peer.greet(window=1 << 24)
+        peer.send(window(0, 1 << 24))
+        peer.request()
+        full.wait(10)
+
+    async def case(server: ScriptedH2) -> None:
+        async with manager(server) as http:
+
+            async def upload() -> object:
+                try:
+                    return await http.request("POST", server.url, body=bytes(1 << 24))
+                except ProtocolError:
+                    return "ended"
+
+            async def close() -> None:
+                assert await way.until(lambda: bool(stuck), 10)
+                full.set()
+
+            ended, _ = await way.all([upload, close])
+
+            assert ended == "ended"
+
+    kind = AsyncioLink if way.name != "trio" else TrioLink
+    stuck: list[object] = []
+    full = threading.Event()
+    write = kind.write
+
+    def closing(link: Any, data: bytes | memoryview) -> bool:
+        flows = write(link, data)
+        if not flows and not stuck:
+            stuck.append(link)
+            link.receiver.end(CloseReason.DONE)
+        return flows
+
+    with pytest.MonkeyPatch.context() as patch, ScriptedH2(script) as server:
+        patch.setattr(kind, "write", closing)
+        way.run(case, server)

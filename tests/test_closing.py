@@ -14,15 +14,17 @@ import pytest
 from faces import BODY, Aside, Door, counts, fresh_server, states, until, waiting
 from support.listeners import listen
 from support.sampler import client_rows
+from urllib3.exceptions import NewConnectionError
 
 import fewports
 from fewports.address import Flow
 from fewports.events import CloseReason, ConnectionClosed, ConnectionOpened
 from fewports.gated import ABORT
 from fewports.kernel.diag import Row, State, look_up
+from fewports.kernel.options import SO_BINDTODEVICE, SO_BINDTOIFINDEX
 from fewports.ledger.closings import Referee, kernel_referee
 from fewports.testing import Captured
-from fewports.urllib3 import HTTPConnection, HTTPConnectionPool, HTTPSConnection, PoolManager
+from fewports.urllib3 import BudgetExhausted, HTTPConnection, HTTPConnectionPool, HTTPSConnection, PoolManager
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "TLS"])
@@ -63,6 +65,38 @@ def test_a_close_by_its_user_leaves_a_time_wait() -> None:
         assert until(lambda: states(server.port) == {"TIME_WAIT": 1})
         assert counts(book) == (0, 0, 1)
         assert closed(events) == [(CloseReason.DONE, True)]
+
+
+@pytest.mark.parametrize("device", [(SO_BINDTODEVICE, b"lo"), (SO_BINDTOIFINDEX, 1)], ids=["name", "index"])
+def test_a_port_of_a_socket_bound_to_a_device(device: tuple[int, int | bytes]) -> None:
+    """It counts for as long as the kernel has the connection in TIME_WAIT, as any other does."""
+    book = fewports.Ledger(fewports.Budget(3, when_full="refuse"))
+    gate = PoolManager(ledger=book).gate
+    with fresh_server() as server:
+
+        def connection() -> HTTPConnection:
+            made = HTTPConnection(server.host, server.port, socket_options=[(socket.SOL_SOCKET, *device)])
+            made.gate = gate
+            try:
+                made.connect()
+            except BudgetExhausted:
+                made.close()
+                raise
+            return made
+
+        try:
+            first = connection()
+        except NewConnectionError as error:
+            pytest.skip(f"sockets cannot be bound to a device: {error}")
+        first.close()
+        others = [connection(), connection()]
+        try:
+            with pytest.raises(BudgetExhausted, match="1 in TIME_WAIT"):
+                connection()
+            assert states(server.port) == {"ESTABLISHED": 2, "TIME_WAIT": 1}
+        finally:
+            for other in others:
+                other.close()
 
 
 def test_under_pressure_a_close_leaves_nothing() -> None:

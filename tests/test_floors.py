@@ -13,6 +13,7 @@ FLOORS = {
     "address": 0.0,
     "usage": 0.0,
     "errors": 1.0,
+    "alert": 1.0,
     "events": 1.0,
     "kernel": 2.0,
     "budget": 2.0,

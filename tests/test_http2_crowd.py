@@ -16,8 +16,8 @@ from ways import Way
 
 import fewports
 from fewports.events import ConnectionClosed, ConnectionOpened
-from fewports.pool import ALONE, Limits, Pool
-from fewports.sharing import MOST_ABREAST, TURN, Search
+from fewports.pool import Limits, Pool
+from fewports.sharing import ALONE, MOST_ABREAST, TURN, Search
 
 CROWD = 50
 SHORT = 0.2  # seconds: a time-out that is meant to pass

@@ -142,10 +142,9 @@ FATAL: dict[str, tuple[Fault, tuple[int | None, ...]]] = {
         lambda peer, stream: peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
         (None, SIZE, PROTOCOL),
     ),
-    # Its answers may have filled what this server, which reads nothing meanwhile, has room for.
-    "PING flood": (flood(frame(PING, 0, 0, bytes(8))), (CALM, None)),
+    "PING flood": (flood(frame(PING, 0, 0, bytes(8))), (CALM,)),
     "PING answers flood": (flood(frame(PING, 1, 0, bytes(8))), (CALM, PROTOCOL)),
-    "SETTINGS flood": (flood(frame(SETTINGS)), (CALM, None)),
+    "SETTINGS flood": (flood(frame(SETTINGS)), (CALM,)),
     "SETTINGS flood that changes windows": (flood(settings(window=10), settings(window=100_000)), (CALM,)),
     "PRIORITY flood": (flood(frame(PRIORITY, 0, 1, bytes(5))), (CALM,)),
     "unknown frames flood": (flood(frame(99, 0, 0, b"x")), (CALM,)),
@@ -194,8 +193,9 @@ OVER_TLS += ["empty DATA flood", "CONTINUATION flood", "RST_STREAM flood", "the 
 @pytest.mark.parametrize("case", OVER_TLS)
 def test_a_fault_of_the_connection_over_tls(case: str) -> None:
     """The same over TLS, where a connection can be in the middle of a record."""
-    fault, _ = FATAL[case]
-    with talking(once(fault, []), serving, tls=True) as made:
+    fault, codes = FATAL[case]
+    noted: list[int | None] = []
+    with talking(once(fault, noted), serving, tls=True) as made:
         began = time.monotonic()
         with pytest.raises(HTTPError) as caught:
             assert made.request("POST", "/fault", body=b"x").data == b"never"
@@ -205,6 +205,56 @@ def test_a_fault_of_the_connection_over_tls(case: str) -> None:
         assert until(lambda: made.counts[:2] == (0, 0))
         assert next_request(made) == b"/after"
         assert made.opened == 2
+        assert until(lambda: bool(noted) or case in ("the end", "a TCP reset"))
+        if case not in ("the end", "a TCP reset"):
+            assert noted[0] in codes
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_who_reads_late_is_told_what_was_wrong(tls: bool) -> None:
+    """A server that reads only after its flood finds the code, though there was no room for the answers before it."""
+    failed = threading.Event()
+    noted: list[int | None] = []
+
+    def script(peer: H2Peer) -> None:
+        peer.greet()
+        peer.request()
+        peer.send(*[frame(PING, 0, 0, bytes(8))] * 12_000)
+        assert failed.wait(10)
+        noted.append(peer.end())
+
+    with talking(script, serving, tls=tls) as made:
+        with pytest.raises(ProtocolError):
+            made.request("POST", "/fault", body=b"x")
+        failed.set()
+
+        assert next_request(made) == b"/after"
+        assert until(lambda: bool(noted))
+        assert noted == [CALM]
+
+
+def test_who_stays_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that broke a rule, and neither reads nor closes, is left in a moment, for which nobody waits."""
+    linger = 0.6
+    monkeypatch.setattr(shared, "LINGER", linger)
+    monkeypatch.setattr(aio_http2, "LINGER", linger)
+    done = threading.Event()
+
+    def script(peer: H2Peer) -> None:
+        peer.greet()
+        push(peer, peer.request().stream)
+        done.wait(10)
+
+    with talking(script, serving) as made:
+        began = time.monotonic()
+        with pytest.raises(ProtocolError):
+            made.request("POST", "/fault", body=b"x")
+        assert next_request(made) == b"/after"
+
+        assert time.monotonic() - began < linger
+        assert until(lambda: made.counts[:2] == (0, 1))
+        assert time.monotonic() - began >= linger
+        done.set()
 
 
 @pytest.mark.parametrize(

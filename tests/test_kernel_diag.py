@@ -215,17 +215,25 @@ def test_link_local() -> None:
 
 
 def test_bound_to_a_device() -> None:
-    """A socket bound to a device is listed, but not looked up: a flow does not tell the device."""
-    looked_up, listed = in_namespace("""
+    """A socket bound to a device is listed; it is looked up, in TIME_WAIT too, once the device is known."""
+    before, after, closed, listed, free = in_namespace("""
         from fewports.kernel import diag
         with listen("127.0.0.1") as listener, socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
             client.connect(listener.getsockname())
             flow = flow_of(client)
-            answer([diag.look_up(flow), [row.flow == flow for row in diag.rows(destination=flow.destination)]])
+            before = diag.look_up(flow)
+            diag.note_device(client)
+            after = diag.look_up(flow)
+            listed = [row.flow == flow for row in diag.rows(destination=flow.destination)]
+            server = listener.accept()[0]
+            client.close()
+            server.close()
+            closed = diag.look_up(flow)
+            answer([before, after.state.name, closed.state.name, listed, diag.look_up(flow._replace(port=1))])
     """)
 
-    assert (looked_up, listed) == (None, [True])
+    assert (before, after, closed, listed, free) == (None, "ESTABLISHED", "TIME_WAIT", [True], None)
 
 
 def test_unknown_scope() -> None:

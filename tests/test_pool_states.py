@@ -19,7 +19,8 @@ from test_pool import Connection, Endings
 from fewports.budget import Budget
 from fewports.events import CloseReason
 from fewports.ledger.account import Lease, Want
-from fewports.pool import PLACE, RETIREMENT, SURPLUS_LIMIT, Limits, Pool, PoolClosed
+from fewports.pool import RETIREMENT, SURPLUS_LIMIT, Limits, Pool, PoolClosed
+from fewports.sharing import PLACE
 
 IDLE, AGE = 20.0, 100.0
 

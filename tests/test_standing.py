@@ -28,7 +28,8 @@ from fewports.errors import BudgetExhausted
 from fewports.events import CloseReason
 from fewports.ledger.account import Account, Lease, Want
 from fewports.ledger.local import Ledger
-from fewports.pool import PLACE, Limits, PoolClosed
+from fewports.pool import Limits, PoolClosed
+from fewports.sharing import PLACE
 from fewports.source import Sources
 from fewports.standing import FRESH, Floor, Standing, followed, lead
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trustme
 from support import need
-from urllib3.exceptions import ProtocolError
+from urllib3.exceptions import SSLError
 from ways import Way
 
 from fewports.aio.seam import Tls
@@ -160,7 +160,7 @@ def test_a_server_wants_a_certificate(loop: str, body: bytes | None, tmp_path: P
     async def case(port: int) -> None:
         async with way.manager(retries=False, timeout=10.0, ca_certs=str(tmp_path / "ca.pem"), http2=False) as http:
             for _ in range(ROUNDS):
-                with pytest.raises(ProtocolError, match="certificate required"):
+                with pytest.raises(SSLError, match="certificate required"):
                     await http.request("POST", f"https://localhost:{port}/", body=body)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:

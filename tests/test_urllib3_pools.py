@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -207,6 +209,45 @@ def test_a_keyboard_interrupt_in_the_line_of_a_pool_leaves_nothing(server: Door)
             assert repr(pool.home) == "<Pool 0 in use, 1 idle, 0 retired, 0 waiting>"
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+class Interrupting:
+    """A pool's lock, after whose *number*-th release by the main thread a signal handler raises."""
+
+    def __init__(self, lock: Any, number: int) -> None:
+        self._lock, self.left = lock, number
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+        self.left -= threading.current_thread() is threading.main_thread()
+        if self.left == 0:
+            self.left = -1
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
+def test_a_keyboard_interrupt_as_a_place_changes_hands(server: Door, kept: bool) -> None:
+    """Ctrl-C just after the pool has noted who has a place, or that it is back, costs none."""
+    interrupted = 0
+    for number in range(1, 20):
+        with pool_of(server, 1) as pool:
+            if kept:
+                assert pool.request("GET", "/").json() == BODY
+            pool.home._lock = lock = Interrupting(pool.home._lock, number)  # type: ignore[assignment]
+            with contextlib.suppress(KeyboardInterrupt):
+                assert pool.request("GET", "/").json() == BODY
+            enough, lock.left = lock.left > 0, -1
+            interrupted += not enough
+
+            assert pool.request("GET", "/", pool_timeout=0.5).json() == BODY
+            assert pool.home.used == 0
+            if enough:
+                break
+
+    assert interrupted >= (2 if kept else 3)
 
 
 def test_a_closed_pool_refuses(server: Door) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 
 from .address import Flow, family_of, from_sockaddr, sockaddr
 from .events import CloseReason, ConnectionClosed
-from .kernel import facts, options
+from .kernel import diag, facts, options
 from .kernel.diag import State
 from .ledger.account import Lease
 
@@ -178,6 +178,8 @@ def open_socket(lease: Lease, needs: Recipe, wanted: Sequence[SocketOption]) -> 
         call = "setsockopt"
         for option in wanted:
             sock.setsockopt(*option)
+            if option[1] in options.TO_DEVICE:
+                diag.note_device(sock)
         for level, name, value in needs.options:
             sock.setsockopt(level, name, value)
         call = "bind"

@@ -21,7 +21,7 @@ from weakref import WeakSet
 from .errors import FewportsError
 from .events import CloseReason, ConnectionRetired
 from .ledger.account import Account, Lead, Lease, Waiter
-from .sharing import Sharing
+from .sharing import ALONE, NEEDS, PLACE, Need, Place, Sharing
 
 IDLE_LIMIT = 55.0  # seconds; just below the 60 and 75 s after which common servers close
 AGE_LIMIT = 1800.0  # seconds; long enough to cost nothing, short enough to follow a changed DNS record
@@ -83,20 +83,6 @@ class Limits(NamedTuple):
     age: float = AGE_LIMIT
 
 
-class Place:
-    """The right to use one connection more; given where there is a bound, and where there is none."""
-
-
-class Need(NamedTuple):
-    """What somebody in line needs: a *place*, or has one; to be told to *open* a connection, or does so already."""
-
-    place: bool
-    open: bool
-
-
-NEEDS = {(place, opens): Need(place, opens) for place in (True, False) for opens in (True, False)}  # of many alike
-PLACE = Place()
-ALONE = Place()  # while it opens one, others wait for what comes of that: opened(), not_opened()
 pools: WeakSet[Pool] = WeakSet()  # type: ignore[type-arg]
 
 
@@ -139,32 +125,35 @@ class Pool(Generic[C]):
 
         It is one that was idle, or a shared one with a seat on it. Raises PoolClosed.
         """
-        with self._lock:
-            return self._take(NEEDS[True, True], now)
+        return self._take_whole(NEEDS[True, True], now)
 
     def take_now(self, now: float) -> C | None:
         """Return the connection that was used last, or one with a seat; None if there is none: see take()."""
-        with self._lock:
-            idle, bound = self._idle, self.limits.bound
-            if self.closed or (bound is not None and self.used >= bound):
-                return None
-            if self._sharing.seats and (found := self._sharing.seat(now)):
-                self.used += 1
+        taken: C | None = None
+        try:
+            with self._lock:
+                idle, bound = self._idle, self.limits.bound
+                if self.closed or (bound is not None and self.used >= bound):
+                    return None
+                found = self._sharing.seat(now) if self._sharing.seats else None
+                if found is None:
+                    if not idle or idle[-1].expires <= now or idle[-1].capacity <= 0:
+                        return None
+                    found = idle.pop()
+                    if found.shared:
+                        self._sharing.board(found)
+                self.used += 1  # with the next line: a signal handler gets no turn in between
+                taken = found
+                if lease := found.lease:
+                    lease.idle = False
                 return found
-            if not idle or idle[-1].expires <= now or idle[-1].capacity <= 0:
-                return None
-            self.used += 1
-            connection = idle.pop()
-            if connection.shared:
-                self._sharing.board(connection)
-            if lease := connection.lease:
-                lease.idle = False
-            return connection
+        except BaseException:
+            self._untake(taken, NEEDS[True, True])
+            raise
 
     def retake(self, now: float) -> tuple[C | Place | None, Sequence[Ending[C]]]:
         """Do as take() for who has a place already: adopted() after a connection."""
-        with self._lock:
-            return self._take(NEEDS[False, True], now)
+        return self._take_whole(NEEDS[False, True], now)
 
     def join(self, waiter: Waiter, now: float, *, place: bool, opens: bool | None = None) -> list[Ending[C]]:
         """Have *waiter* served with a connection or, where it needs one, with a place.
@@ -219,8 +208,8 @@ class Pool(Generic[C]):
         rival = lease.ledger.first_in_line(lease) if lease and lease.wanted else None
         with self._lock:
             last = self._sharing.leave(connection)
-            if not last:
-                self.used = max(0, self.used - 1)
+            if not last and self.used:
+                self.used -= 1
                 if rival and rival.holder is not self and ((first := self._first()) is None or rival < first):
                     self._sharing.drain(connection)
                 self._serve(woken, now)
@@ -446,6 +435,21 @@ class Pool(Generic[C]):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.used} in use, {len(self._idle)} idle"
         return f"<Pool {state}, {len(self._retired)} retired, {len(self._line)} waiting>"
+
+    def _take_whole(self, need: Need, now: float) -> tuple[C | Place | None, Sequence[Ending[C]]]:
+        found: C | Place | None = None
+        try:
+            with self._lock:
+                found, endings = self._take(need, now)
+            return found, endings
+        except BaseException:
+            self._untake(found, need)
+            raise
+
+    def _untake(self, found: C | Place | None, need: Need) -> None:
+        if found is not None:  # what a signal handler kept from its taker
+            with self._lock:
+                self._undo(found, need)
 
     # Below: the lock is held, except in _rival.
 

@@ -8,11 +8,27 @@ State: ``seats``, the connections on which somebody has a seat, and how many; th
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 MOST_ABREAST = 16  # opened at once, after failures in a row: vain attempts neither hold up others nor take many ports
 MOST_TURNS = 10  # after which nobody is held up
 TURN = 30.0  # seconds to wait for what others open, where who finds no port is refused at once
+
+
+class Place:
+    """The right to use one connection more; given where there is a bound, and where there is none."""
+
+
+class Need(NamedTuple):
+    """What somebody in line needs: a *place*, or has one; to be told to *open* a connection, or does so already."""
+
+    place: bool
+    open: bool
+
+
+NEEDS = {(place, opens): Need(place, opens) for place in (True, False) for opens in (True, False)}  # of many alike
+PLACE = Place()
+ALONE = Place()  # while it opens one, others wait for what comes of that: opened(), not_opened()
 
 
 class Shareable(Protocol):
@@ -110,8 +126,9 @@ class Sharing(Generic[C]):
         if left > 0:
             self.seats[connection] = left
             return False
-        self.seats.pop(connection, None)
         self._yielding.discard(connection)
+        if connection in self.seats:
+            del self.seats[connection]
         return True
 
     def drain(self, connection: C) -> None:

@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any
 
 from .. import http1
+from ..alert import alert_in
 from ..events import CloseReason
 from ..http1 import LAST_CHUNK, LocalProtocolError, Preset, Reader, RemoteProtocolError, Truncated
 from ..ledger.account import Lease
@@ -207,6 +208,8 @@ class Connection:
                     self._failure = fault
             else:
                 self._failure = error
+        elif not (told or self.used or self._failure):
+            self._failure = alert_in(error)  # it came before the request: our certificate is refused
         self.link.wake()
 
     def abandon(self) -> None:

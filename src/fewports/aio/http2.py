@@ -5,11 +5,12 @@ in one turn of the loop goes out in one write. One timer serves all who wait.
 
 State: ``_waiting`` are those who wait for a stream, ``_watching`` those who wait for the connection itself. All of it
 belongs to the loop; any thread may call end() and give_way(), and ask what a pool asks.
+
+Long, because reading, sending, waiting and parting share that state.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -21,10 +22,10 @@ from ..events import CloseReason
 from ..http1 import Field
 from ..http2 import Code, ConnectionFailed, Stream, Unprocessed
 from ..http2.message import Heads
-from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, has_room
+from ..http2.waiting import ANSWER, LINGER, LINGER_BYTES, QUIET, SUSPENSE, Ready, has_room
 from ..ledger.account import Lease
 from .request import FieldSets
-from .seam import RECEIVE, Link
+from .seam import Link
 
 if TYPE_CHECKING:
     from ..pool import Pool
@@ -61,8 +62,8 @@ class SharedConnection:
     """An HTTP/2 connection of a pool, over one link."""
 
     __slots__ = (
-        *("__weakref__", "_asked", "_deaf", "_due", "_engine", "_flows", "_heard", "_leaves", "_loop", "_waiting"),
-        *("_watching", "capacity", "cause", "closed", "expires", "heads", "home", "idle_since", "lease"),
+        *("__weakref__", "_asked", "_deaf", "_due", "_engine", "_flows", "_heard", "_leaves", "_loop", "_parting"),
+        *("_waiting", "_watching", "capacity", "cause", "closed", "expires", "heads", "home", "idle_since", "lease"),
         *("link", "received_bytes", "sets"),
     )
     shared = True
@@ -86,6 +87,7 @@ class SharedConnection:
         self._leaves = False  # what is to be sent goes out at the end of this turn
         self._flows = True  # there is room for it
         self._deaf = False  # the peer takes no more
+        self._parting = 0  # bytes that it may send until we close, after we have said goodbye
         self._due = inf  # when the timer rings
         self._heard = monotonic()  # when something came, or somebody began to wait where nobody did
         self._asked: float | None = None  # whether the peer is there
@@ -235,6 +237,9 @@ class SharedConnection:
 
     def received(self, data: bytes) -> None:
         engine = self._engine
+        if self._parting:
+            self._part(len(data))
+            return
         self.received_bytes += len(data)
         self._heard = monotonic()
         self._asked = None
@@ -245,6 +250,8 @@ class SharedConnection:
         self._tell()
 
     def ended(self, error: Exception | None) -> None:
+        if self._parting:
+            self._part(self._parting)
         self._fail(error)
 
     def drained(self) -> None:
@@ -257,6 +264,12 @@ class SharedConnection:
         now = monotonic()
         self._due = inf
         due = inf
+        if self._parting:
+            if now + SLACK < self._heard + LINGER:
+                self._remind(self._heard + LINGER)
+            else:
+                self._part(self._parting)
+            return
         for waiting in (*self._waiting.values(), *self._watching):
             if waiting.due <= now + SLACK:
                 waiting.late = True
@@ -366,13 +379,23 @@ class SharedConnection:
         self._engine.close()
         if self._loop.here:
             self._flush()
-            if (error := self._engine.error) is not None and error.code is not None:
-                # Closing with bytes unread is a reset, which may overtake the GOAWAY that says what was wrong.
-                with contextlib.suppress(OSError):
-                    for _ in range(LINGER):
-                        if not self.link.sock.recv(RECEIVE):
-                            break
         self.lease = None
-        self.link.close(reason)
+        if self._loop.here and self._is_owed_a_reason():
+            self._parting, self._heard = LINGER_BYTES, monotonic()
+            self.link.sock.reason = reason
+            self._remind(self._heard + LINGER)
+        else:
+            self.link.close(reason)
         if self._loop.here:
             self._fail(None)
+
+    def _is_owed_a_reason(self) -> bool:
+        """Say whether the peer broke a rule, and may still read our GOAWAY, which says which."""
+        error = self._engine.error
+        return error is not None and error.code is not None and not (self._deaf or self.link.lost)
+
+    def _part(self, count: int) -> None:
+        """Take *count* bytes less of a peer that was told to go; close with the last."""
+        self._parting = max(0, self._parting - count)
+        if not self._parting:
+            self.link.close(self.link.sock.reason)

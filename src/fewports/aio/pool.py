@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from ..address import Destination, Origin
+from ..alert import alert_in
 from ..dialing import Limits as DialLimits
 from ..events import CloseReason
 from ..gated import GatedSocket
@@ -27,8 +28,8 @@ from ..http1 import RemoteProtocolError
 from ..http2 import ConnectionFailed, Unprocessed
 from ..http2.waiting import REPEATS
 from ..ledger.account import Lease, Waiter, Want
-from ..pool import ALONE, PLACE, Ending, Limits, Place, Pool, PoolClosed
-from ..sharing import Search
+from ..pool import Ending, Limits, Pool, PoolClosed
+from ..sharing import ALONE, PLACE, Place, Search
 from ..standing import Standing, Turn, followed
 from ..sync.dial import literal, resolve
 from ..sync.timer import timer
@@ -416,7 +417,7 @@ class OriginPool:
             if isinstance(error, TimeoutError):
                 raise TimedOut(Stage.CONNECT) from error
             if isinstance(error, ConnectionFailed) and error.code is None:
-                raise Disconnected(False) from error
+                raise Disconnected(False) from alert_in(shared.cause) or error
             raise
         if alone:
             self.home.opened(shared, monotonic())

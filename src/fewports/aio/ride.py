@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
+from ..alert import alert_in
 from ..events import CloseReason
 from ..http1 import IDEMPOTENT, RemoteProtocolError, Truncated
 from ..http2 import ConnectionFailed, LocalProtocolError, ProtocolError, Stream, Unprocessed
@@ -206,6 +207,10 @@ class Ride:
         error = stream.error
         if error is not None and not (isinstance(error, ConnectionFailed) and error.code is None):
             return self.fault(error)
+        if (alert := alert_in(self.carrier.cause)) is not None:
+            failure = Disconnected(True)
+            failure.__cause__ = alert
+            return failure
         return Truncated("the body", stream.got, None if self.length is None else self.length - stream.got)
 
     def _error(self) -> Exception:
@@ -215,6 +220,6 @@ class Ride:
         if isinstance(error, ConnectionFailed) and error.code is None:
             failure = Disconnected(stream.interim > 0)
             cause = self.carrier.cause
-            failure.__cause__ = None if cause is None else ConnectionResetError(str(cause))
+            failure.__cause__ = None if cause is None else alert_in(cause) or ConnectionResetError(str(cause))
             return failure
         return error or RemoteProtocolError("the end of the stream", "front of any response")

@@ -287,7 +287,7 @@ class TrioLink:
         sharer = self._sharer
         assert sharer is not None
         try:
-            while self._unsent:
+            while self._unsent and not self.closed:  # as it may be before this begins
                 await trio.lowlevel.wait_writable(self.sock)
                 with contextlib.suppress(BlockingIOError):
                     del self._unsent[: self.sock.send(self._unsent)]

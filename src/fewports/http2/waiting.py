@@ -11,7 +11,10 @@ PREFETCH = 1024 * 1024  # bytes of a body that is wanted whole before its reader
 QUIET = 20.0  # seconds without a byte, while somebody waits, after which the peer is asked whether it is there
 ANSWER = 20.0  # seconds for its answer
 SUSPENSE = 0.5  # seconds for it before a request is sent where the one before got no byte in its time
-LINGER = 64  # times as many bytes as are asked for at once are read over before closing on a peer that broke a rule
+# How long, and for how many bytes, a connection stays for a peer that broke a rule, so that it learns which. To close
+# with bytes unread, or to come, is a reset: that may destroy the GOAWAY on its way (RFC 9112, section 9.6).
+LINGER = 0.1  # seconds
+LINGER_BYTES = 4 * 1024 * 1024
 REPEATS = 6  # of a request that no server looked at: as often as Go's client; HTTP/1.1 has one
 
 Ready = Callable[[Stream], bool]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ssl import SSLError
 from typing import TYPE_CHECKING
 
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
-from .. import errors, http1
+from .. import errors, http1, http2
 from .libraries import Library, of_each
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def in_connecting(library: Library, error: Exception) -> Exception:
         return BudgetExhausted(error)
     if isinstance(error, errors.NoUsableSource):
         return NoUsableSource(error)
+    if isinstance(error, SSLError) and isinstance(error.__cause__, http2.ConnectionFailed):
+        return in_receiving(library, error)  # after the handshake
     cause = error.__cause__ if isinstance(error, HTTPError) else None
     message = str(cause or error)
     refused = isinstance(error, NewConnectionError)  # a ConnectTimeoutError in urllib3's eyes

@@ -5,12 +5,13 @@ By NETLINK_SOCK_DIAG (sock_diag(7)), which needs no privilege; where that is ref
 - Rows are those of this network namespace, the server's side of a local connection included, as a flow of its own.
 - An address is written as inet_ntop() does, an IPv4-mapped one (of a dual-stack socket) as IPv4. A link-local one
   carries its %scope as a number, which /proc does not tell.
-- A socket bound to a device (SO_BINDTODEVICE) is in `rows` and `count`, but `look_up` does not find it: the kernel
-  compares the interface too, and a `Flow` has none. A caller who takes its port for free is put right by connect().
+- A socket bound to a device (SO_BINDTODEVICE) is in `rows` and `count`. `look_up` finds it if `note_device` has learned
+  of the device: the kernel compares the interface too, and a `Flow` has none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -21,7 +22,7 @@ from functools import cache
 from typing import NamedTuple
 
 from fewports.address import Destination, Flow, sockaddr
-from fewports.kernel import portable, procnet
+from fewports.kernel import options, portable, procnet
 from fewports.kernel.netlink import HEADER, Netlink, Part
 
 
@@ -89,6 +90,7 @@ SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # they sa
 
 _sockets = Netlink(_NETLINK_SOCK_DIAG)
 _granted: bool | None = None
+_devices: set[int] = set()  # interfaces to which sockets of this process were bound
 
 
 def available() -> bool:
@@ -121,6 +123,13 @@ def reset() -> None:
     global _granted
     _granted = None
     _sockets.reset()
+
+
+def note_device(sock: socket.socket) -> None:
+    """Learn to which device *sock* is bound, if to any."""
+    if portable.current() is portable.LINUX:
+        with contextlib.suppress(OSError):  # before Linux 5.0
+            _devices.add(sock.getsockopt(socket.SOL_SOCKET, options.SO_BINDTOIFINDEX))
 
 
 def rows(*, source: str | None = None, destination: Destination | None = None, states: int = CONNECTED) -> list[Row]:
@@ -165,12 +174,16 @@ def look_up(flow: Flow) -> Row | None:
         ends = _ENDS.pack(flow.port, flow.destination.port, source, destination)
         family = socket.AF_INET if len(destination) == 4 else socket.AF_INET6
         request = _EXACT_REQUEST.pack(family, socket.IPPROTO_TCP, ALL) + ends
-        request += _INTERFACE.pack(other_scope or scope) + _ANY_COOKIE
         try:
             # A flow may be missed while it turns to TIME_WAIT: the kernel looks without a lock, and finds that the
             # socket it came upon was let go of (__inet_lookup_established() in net/ipv4/inet_hashtables.c; in 7 of
             # 53,000 such turns). What took its place is there by then, for the second look.
-            return _row_of(request, ends, flow) or _row_of(request, ends, flow)
+            asked = request + _INTERFACE.pack(other_scope or scope) + _ANY_COOKIE
+            row = _row_of(asked, ends, flow) or _row_of(asked, ends, flow)
+            if row is None and _devices:  # what is bound to one is found by that alone (include/net/inet_sock.h)
+                others = [request + _INTERFACE.pack(index) + _ANY_COOKIE for index in list(_devices)]
+                row = next(filter(None, (_row_of(other, ends, flow) for other in others * 2)), None)
+            return row
         except OSError:
             pass  # as in rows()
     text = procnet.text_of

@@ -15,6 +15,8 @@ IP_FREEBIND = 15  # include/uapi/linux/in.h
 IP_BIND_ADDRESS_NO_PORT = 24  # include/uapi/linux/in.h; Linux 4.2
 IP_LOCAL_PORT_RANGE = 51  # include/uapi/linux/in.h; Linux 6.3
 IPV6_FREEBIND = 78  # include/uapi/linux/in6.h; Linux 4.15
+SO_BINDTODEVICE = 25  # include/uapi/asm-generic/socket.h
+SO_BINDTOIFINDEX = 62  # include/uapi/asm-generic/socket.h; Linux 5.0
 TCP_LINGER2 = 8  # include/uapi/linux/tcp.h
 TCP_INFO = 11  # include/uapi/linux/tcp.h
 
@@ -23,6 +25,7 @@ _IP, _TCP, _IPV6 = socket.IPPROTO_IP, socket.IPPROTO_TCP, socket.IPPROTO_IPV6
 _LINUX = portable.current() is portable.LINUX
 
 
+TO_DEVICE = frozenset((SO_BINDTODEVICE, SO_BINDTOIFINDEX))
 DEFERRED_PORT = _IP, IP_BIND_ADDRESS_NO_PORT, 1
 
 

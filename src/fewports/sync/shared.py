@@ -15,6 +15,7 @@ Long, because reading, writing, waiting and failing share that state.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import select
 import ssl
@@ -23,16 +24,19 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .. import http2
+from ..alert import alert_in
 from ..events import CloseReason
 from ..gated import gated
 from ..http1 import Field
 from ..http2 import Code, ConnectionFailed, Stream
 from ..http2.message import Heads
-from ..http2.waiting import ANSWER, LINGER, QUIET, SUSPENSE, Ready, ended, has_room
+from ..http2.waiting import ANSWER, LINGER, LINGER_BYTES, QUIET, SUSPENSE, Ready, ended, has_room
 from ..ledger.account import Lease
+from .patience import GREETING, Patience, Waiting, always
+from .timer import timer
 
 if TYPE_CHECKING:
     import socket
@@ -43,48 +47,17 @@ RECEIVE = 65536  # bytes asked for at once
 TOGETHER = 256 * 1024  # bytes received before anybody is told: a large body comes in few turns
 LAST_WORDS = 10  # milliseconds for a thread that is sending when the connection is closed
 RELIEF = 0.05  # seconds between two looks at whether somebody still reads, while the kernel takes no more
+STEP = 0.005  # seconds between two looks at whether a peer has closed that broke a rule
 MAX_UNSENT = 256 * 1024  # bytes that the kernel has no room for: then bodies wait
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-class _Nothing:
-    """Stands for a stream where somebody waits for the connection itself."""
-
-    got = 0
-
-
-GREETING = cast(Stream, _Nothing())
-
-
-class Waiting:
-    """A thread that waits for something to happen to its stream."""
-
-    __slots__ = ("_alarm", "ready", "stream")
-
-    def __init__(self, stream: Stream, ready: Ready) -> None:
-        self.stream = stream
-        self.ready = ready
-        self._alarm: threading.Lock | None = None  # who reads for all needs none
-
-    def queue(self) -> None:
-        """Be about to sleep: before anybody can wake us."""
-        self._alarm = threading.Lock()
-        self._alarm.acquire()
-
-    def sleep(self, seconds: float) -> bool:
-        """Sleep until wake(), for *seconds* at most; say whether that came."""
-        assert self._alarm is not None
-        return self._alarm.acquire(timeout=seconds)
-
-    def wake(self) -> None:
-        assert self._alarm is not None
-        self._alarm.release()
 
 
 class SharedWire:
     """One connection that many threads use at once, each with a stream of its own."""
 
     shared = True
+    _parts = 0.0  # when it closes, if the peer has not, after it broke a rule
+    _left = LINGER_BYTES  # which it may send until then
 
     def __init__(self, sock: socket.socket, home: Pool[Any] | None = None) -> None:
         self.sock = sock
@@ -132,10 +105,15 @@ class SharedWire:
         return self.sock.fileno()
 
     def greet(self, timeout: float | None, deadline: float | None) -> None:
-        """Wait for the peer's SETTINGS, which say how many streams there may be; raises TimeoutError."""
+        """Wait for the peer's SETTINGS, which say how many streams there may be.
+
+        Raises TimeoutError, ProtocolError, or an SSLError from one.
+        """
         self.wait(GREETING, lambda _: self._engine.greeted or self._engine.closing, timeout, deadline)
-        if self._engine.error is not None:
-            raise self._engine.error
+        if (error := self._engine.error) is not None:
+            if (alert := alert_in(self.cause)) is not None:
+                raise alert from error
+            raise error
 
     def tidy(self) -> None:
         """Do what is due while it is in use: reset what nobody will read, answer the peer if nobody reads."""
@@ -177,16 +155,30 @@ class SharedWire:
                 if not self._writing:
                     break
                 sleep(0.001)  # another thread has our GOAWAY in hand
-            if self._engine.error is not None and self._engine.error.code is not None:
-                # Closing with bytes unread is a reset, which may overtake the GOAWAY that says what was wrong.
-                with self._io, contextlib.suppress(*_LATER):
-                    for _ in range(LINGER):
-                        if not self.sock.recv(RECEIVE):
-                            break
         if sock := gated(self.sock):
             sock.reason = reason
+        error = self._engine.error
         self._fail(None)
+        if error is not None and error.code is not None and not self._deaf:
+            self._parts = monotonic() + LINGER  # to read our GOAWAY, which says what was wrong
+            if timer.watch_parting(self):
+                return
         self.sock.close()
+
+    def part(self, now: float) -> float | None:
+        """Close if a peer that broke a rule has closed, or its time is over; say when to look again, None if never."""
+        sock = gated(self.sock)
+        with contextlib.suppress(OSError, ValueError):
+            if self._unsent:
+                self._flush()
+            try:
+                while sock is not None and now < self._parts and self._left > 0 and not self._deaf:
+                    data = _socket.socket.recv(sock, RECEIVE)  # as it comes, whatever TLS would make of it
+                    self._left -= len(data) or self._left
+            except BlockingIOError:
+                return now + STEP
+        self.sock.close()
+        return None
 
     def give_way(self) -> None:
         self.end(CloseReason.GAVE_WAY)
@@ -274,7 +266,7 @@ class SharedWire:
         Raises TimeoutError.
         """
         me = Waiting(stream, ready)
-        patience = _Patience(stream, timeout, deadline)
+        patience = Patience(stream, timeout, deadline)
         before = self.received
         try:
             with self._lock:
@@ -306,7 +298,7 @@ class SharedWire:
 
     def _look(self, pause: float) -> None:
         """Take in what came, if nobody else reads; wait for *pause* seconds for the answer to a PING."""
-        me = Waiting(GREETING, _always)
+        me = Waiting(GREETING, always)
         with self._lock:
             if self.closed or self._leader is not None or self._waiting:
                 return
@@ -325,7 +317,7 @@ class SharedWire:
         finally:
             self._resign(me)
 
-    def _is_over(self, me: Waiting, patience: _Patience) -> bool:
+    def _is_over(self, me: Waiting, patience: Patience) -> bool:
         """Look again after a time-out: True if we were served after all."""
         with self._lock:
             if me.ready(me.stream):
@@ -334,7 +326,7 @@ class SharedWire:
         patience.look()
         return False
 
-    def _lead(self, me: Waiting, patience: _Patience) -> None:
+    def _lead(self, me: Waiting, patience: Patience) -> None:
         """Read for all until *me* is ready."""
         asked: float | None = None
         heard = monotonic()
@@ -430,6 +422,7 @@ class SharedWire:
             self.home.widened(monotonic())
         if error is not None:
             self._fail(error)
+            return me is not None and me.ready(me.stream)
         return served
 
     def _receive_more(self, data: bytes) -> bytes:
@@ -499,7 +492,7 @@ class SharedWire:
         The peer may read no more before we do.
         """
         until = min(inf if timeout is None else monotonic() + timeout, inf if deadline is None else deadline)
-        me = Waiting(GREETING, _always)
+        me = Waiting(GREETING, always)
         while self._unsent and not self.closed and not ended(stream):
             leads = False
             try:
@@ -523,7 +516,7 @@ class SharedWire:
         """End every stream: the connection is of no use any more."""
         with self._lock:
             self._engine.eof()
-            self.cause = error
+            self.cause = self.cause or error  # what comes after the first says less
             self._measure()
             wake = list(self._waiting.values())
             self._waiting.clear()
@@ -552,40 +545,3 @@ class SharedWire:
         before = self.capacity
         self.capacity = 0 if self.closed or self._engine.closing else self._engine.limit
         return self.capacity > before or (self.capacity == 0 and before > 0)
-
-
-class _Patience:
-    """How long a thread still waits: for *timeout* seconds since something happened, and to *deadline* at most."""
-
-    __slots__ = ("_deadline", "_seen", "_stream", "_timeout", "_until")
-
-    def __init__(self, stream: Stream, timeout: float | None, deadline: float | None) -> None:
-        self._stream = stream
-        self._timeout = timeout
-        self._deadline = inf if deadline is None else deadline
-        self._seen = stream.got
-        self._until = self._deadline
-        if timeout is not None:
-            self._until = min(monotonic() + timeout, self._deadline)
-
-    def left(self) -> float:
-        """Return the seconds that are left, threading.TIMEOUT_MAX at most; raise TimeoutError if none are."""
-        if self._until == inf:
-            return threading.TIMEOUT_MAX
-        left = self._until - monotonic()
-        if left <= 0:
-            self.look()
-            left = self._until - monotonic()
-            if left <= 0:
-                raise TimeoutError("timed out")
-        return left
-
-    def look(self) -> None:
-        """Start again if something of the body has come."""
-        if self._timeout is not None and self._stream.got != self._seen:
-            self._seen = self._stream.got
-            self._until = min(monotonic() + self._timeout, self._deadline)
-
-
-def _always(stream: Stream) -> bool:
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 from time import monotonic
 
+from ..alert import alert_in
 from ..http1 import Field, Head, RemoteProtocolError, Truncated
 from ..http2 import ConnectionFailed, ProtocolError, Stream, Unprocessed
 from ..http2.waiting import PREFETCH, ended, has_body, has_head, is_whole, may_repeat
@@ -20,6 +21,7 @@ class StreamWire:
     chunked = excess = False
     persists = True
     idle_limit = None
+    seated = False  # until the end of __init__(), in which a signal handler may raise
 
     def __init__(self, carrier: SharedWire, method: str) -> None:
         self.carrier = carrier
@@ -236,6 +238,8 @@ class StreamWire:
             return True
         if not isinstance(stream.error, ConnectionFailed) or stream.error.code is not None:
             raise stream.error
+        if (alert := alert_in(self.carrier.cause)) is not None:
+            raise alert
         expected = None if self.length is None else self.length - stream.got
         self.failure = Truncated("the body", stream.got, expected)
         return True
@@ -245,8 +249,8 @@ class StreamWire:
         stream = self._opened()
         error = stream.error
         if isinstance(error, ConnectionFailed) and error.code is None:
-            if self.carrier.cause is not None:
-                return ConnectionResetError(str(self.carrier.cause))
+            if (cause := self.carrier.cause) is not None:
+                return alert_in(cause) or ConnectionResetError(str(cause))
             return Truncated("front of any response", 0, None)
         return error or RemoteProtocolError("the end of the stream", "front of any response")
 

@@ -1,7 +1,7 @@
 """One thread that does what is due although nobody asks: expire idle connections, serve the line.
 
-It runs while a pool has connections that nobody uses or a ledger keeps somebody waiting, and ends by
-itself after that. State: the pools and ledgers that are watched.
+It runs while a pool has connections that nobody uses, a ledger keeps somebody waiting, or a connection is to close, and
+ends by itself after that. State: the pools, ledgers and connections that are watched.
 """
 
 from __future__ import annotations
@@ -36,8 +36,16 @@ class Idle(Pooled, Protocol):
     def end(self, reason: CloseReason) -> None: ...
 
 
+class Parting(Protocol):
+    """A connection that closes in a moment."""
+
+    def part(self, now: float) -> float | None:
+        """Close, or say when to look again."""
+        ...
+
+
 class Timer:
-    """Watch pools and ledgers."""
+    """Watch pools and ledgers, and connections that close in a moment."""
 
     def __init__(self) -> None:
         self.forget()
@@ -49,6 +57,7 @@ class Timer:
         self._kicks: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._pools: set[Pool[Any]] = set()
         self._ledgers: set[Ledger] = set()
+        self._parting: set[Parting] = set()
         self._thread: threading.Thread | None = None
 
     def watch_pool(self, pool: Pool[Any]) -> None:
@@ -79,6 +88,17 @@ class Timer:
         self.kick()
         return self._thread is not None
 
+    def watch_parting(self, connection: Parting) -> bool:
+        """Close *connection* when it is time; False if there is no thread that could."""
+        with self._lock:
+            self._parting.add(connection)
+            self._run()
+            if self._thread is None:
+                self._parting.discard(connection)
+                return False
+        self.kick()
+        return True
+
     def kick(self) -> None:
         """Have the next round begin now. Takes no lock."""
         if self._thread is not None:
@@ -98,7 +118,7 @@ class Timer:
                 pause = self._round(monotonic())
             if pause is None:
                 with self._lock:
-                    if not self._pools and not self._ledgers:
+                    if not self._pools and not self._ledgers and not self._parting:
                         self._thread = None
                         return
                 continue
@@ -144,6 +164,14 @@ class Timer:
                 with self._lock:
                     self._pools.add(pool)
             times.append(min(due, now + CHECK))
+        for parting in list(self._parting):
+            again: float | None = None
+            with _logged():
+                again = parting.part(now)
+            if again is None:
+                self._parting.discard(parting)
+            else:
+                times.append(again)
         return min(times) - monotonic() if times else None
 
 

@@ -34,6 +34,7 @@ from urllib3.util.ssl_ import (
 
 from .. import aio, errors, http1
 from ..address import Origin
+from ..alert import alert_in
 from ..pool import PoolClosed
 from .async_response import broken
 from .gate import BudgetExhausted, NoUsableSource
@@ -240,6 +241,8 @@ class AsyncPool:
         cause = error.__cause__
         if isinstance(error, aio.TimedOut):
             cause = TimeoutError("timed out")
+        elif (alert := alert_in(cause)) is not None:
+            return SSLError(alert)
         elif not isinstance(cause, OSError):
             cause = http.client.RemoteDisconnected("Remote end closed connection without response")
         return ProtocolError("Connection aborted.", cause)

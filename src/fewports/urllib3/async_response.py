@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from urllib3 import HTTPHeaderDict
-from urllib3.exceptions import ProtocolError, ReadTimeoutError
+from urllib3.exceptions import ProtocolError, ReadTimeoutError, SSLError
 from urllib3.response import BaseHTTPResponse, BytesQueueBuffer
 from urllib3.util import Retry
 
 from .. import aio, http1
+from ..alert import alert_in
 from .response import BadResponse
 
 PIECE = 65536  # bytes: what urllib3's stream() asks for
@@ -235,6 +236,8 @@ def broken(error: aio.ExchangeError | http1.RemoteProtocolError, pool: Any, url:
     if isinstance(error, aio.TimedOut):
         return ReadTimeoutError(pool, cast(Any, url), "Read timed out.")
     cause: Exception
+    if (alert := alert_in(error.__cause__)) is not None:
+        return SSLError(alert)
     if isinstance(error, http1.Truncated):
         # http.client's prints the length of what came; nobody keeps that.
         cause = Incomplete(error.got, error.expected)

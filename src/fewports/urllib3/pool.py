@@ -27,7 +27,8 @@ from ..events import CloseReason
 from ..http2.waiting import REPEATS
 from ..ledger.account import Waiter
 from ..ledger.local import Ledger
-from ..pool import AGE_LIMIT, ALONE, IDLE_LIMIT, PLACE, Place, Pool, PoolClosed
+from ..pool import AGE_LIMIT, IDLE_LIMIT, Pool, PoolClosed
+from ..sharing import ALONE, PLACE, Place
 from ..source import Sources
 from ..sync.dial import Alarm
 from ..sync.shared import SharedWire
@@ -125,38 +126,36 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         Waits for *timeout* seconds at most, where the pool is bounded. Raises ClosedPoolError or EmptyPoolError.
         """
         while True:
+            found: Kept | Place | None = None
             try:
                 found, endings = self.home.take(monotonic())
-            except PoolClosed:
-                raise ClosedPoolError(self, "Pool is closed.") from None
-            for other, reason in endings:
-                other.end(reason)
-            if found is None:
-                if self.block:
+                end_all(endings)
+                if found is None and self.block:
                     found = self._wait_for_place(timeout)
-                else:  # its connect() waits for a way, and knows for how long
+                elif found is None:  # its connect() waits for a way, and knows for how long
                     self.home.add_place()
                     found = PLACE
-            if isinstance(found, Place):
-                shell = self._shell()
-                if shell is not None:
-                    shell.alone = found is ALONE
-                elif found is ALONE:
-                    self.home.not_opened(failed=False)  # its connect() asks again
-                return shell
-            if isinstance(found, SharedWire):
-                if (shell := self._board(found)) is not None:
+                if isinstance(found, Place):
+                    shell = self._shell()
+                    if shell is not None:
+                        shell.alone = found is ALONE
+                    elif found is ALONE:
+                        self.home.not_opened(failed=False)  # its connect() asks again
                     return shell
-                continue
-            try:
-                if found.alive():
+                if isinstance(found, SharedWire):
+                    if (shell := self._board(found)) is not None:
+                        return shell
+                elif found.alive():
                     return found
-                log.debug("Resetting dropped connection: %s", self.host)
-                found.end(CloseReason.PEER_CLOSED)
+                else:
+                    log.debug("Resetting dropped connection: %s", self.host)
+                    found.end(CloseReason.PEER_CLOSED)
+            except PoolClosed:
+                raise ClosedPoolError(self, "Pool is closed.") from None
             except BaseException:
-                self.give_back(found)
+                self._return(found)
                 raise
-            self.give_back(found)
+            self._return(found)
 
     def _may_share(self) -> bool:
         """Say whether connections may turn out to be HTTP/2, which many use at once."""
@@ -182,24 +181,18 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         return shell
 
     def _board(self, carrier: SharedWire) -> HTTPConnection | None:
-        """Return a connection for the seat on *carrier* that was taken; None if that is at its end."""
-        shell = None
+        """Return a connection for the seat on *carrier* that was taken; None if that is at its end.
+
+        Then, or if it raises, the seat is still to be given back.
+        """
+        if not carrier.busy and not carrier.alive():
+            return None
         try:
-            if carrier.busy or carrier.alive():
-                try:
-                    shell = self._riders.pop()
-                except IndexError:
-                    shell = cast(HTTPConnection, self._new_conn())
-                shell.board(carrier)
-                return shell
-        except BaseException:
-            if shell is None or shell.rider is None:
-                end_all(self.home.give_back(carrier, monotonic()))
-            else:
-                self.give_back(shell)
-            raise
-        end_all(self.home.give_back(carrier, monotonic()))
-        return None
+            shell = self._riders.pop()
+        except IndexError:
+            shell = cast(HTTPConnection, self._new_conn())
+        shell.board(carrier)
+        return shell
 
     def give_back(self, conn: HTTPConnection | None) -> None:
         """Give back a place, with its connection if that is still open."""
@@ -220,15 +213,25 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 conn.close()
             self.home.drop_place()
             return
-        if not conn.settled():
-            # Released unread. urllib3 keeps it, and may send a request before the rest of that response is here.
-            conn.leave_to_response()
+        since = conn.idle_since
+        try:
+            if not conn.settled():
+                # Released unread. urllib3 keeps it, and may send a request before the rest of that response is here.
+                conn.leave_to_response()
+            else:
+                now = monotonic()
+                conn.heed(now)
+                for other, reason in self.home.give_back(conn, now):
+                    other.end(reason)
+        except BaseException:  # of a signal handler: the pool has it, or nobody would give back its place
+            if conn.idle_since == since:
+                conn.idle_since = 0.0
+                conn.close()
+                self.home.drop_place()
+            raise
+        if conn.sock is None and conn.idle_since == since:
             self.give_back(conn)
             return
-        now = monotonic()
-        conn.heed(now)
-        for other, reason in self.home.give_back(conn, now):
-            other.end(reason)
         timer.watch_pool(self.home)
 
     def _new_conn(self) -> BaseHTTPConnection:
@@ -420,18 +423,19 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             if found is None or (isinstance(found, HTTPConnection) and found.is_closed):
                 return found
             if isinstance(found, SharedWire):
-                carrier, found = found, None
-                return self._board(carrier)
-            if found.alive():
+                if (shell := self._board(found)) is not None:
+                    return shell
+            elif found.alive():
                 return found
-            log.debug("Resetting dropped connection: %s", self.host)
-            found.end(CloseReason.PEER_CLOSED)
+            else:
+                log.debug("Resetting dropped connection: %s", self.host)
+                found.end(CloseReason.PEER_CLOSED)
         except BaseException:
             if isinstance(found, HTTPConnection):
                 found.close()
-                self.home.drop_place()
+            self._return(found)
             raise
-        self.give_back(found)
+        self._return(found)
         return None
 
     def _make_request(
@@ -542,8 +546,10 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
     def _return(self, outcome: object) -> None:
         if outcome is ALONE:
             self.home.not_opened(failed=False)
-        if isinstance(outcome, (HTTPConnection, SharedWire)):
+        if isinstance(outcome, SharedWire):
             end_all(self.home.give_back(outcome, monotonic()))
+        elif isinstance(outcome, HTTPConnection):
+            self.give_back(outcome)
         elif isinstance(outcome, Place):
             self.home.drop_place()
 

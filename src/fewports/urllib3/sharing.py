@@ -21,8 +21,8 @@ from ..events import CloseReason
 from ..gated import gated
 from ..http1 import RemoteProtocolError
 from ..ledger.account import Lease, Waiter
-from ..pool import ALONE, Place, Pool, PoolClosed
-from ..sharing import Search
+from ..pool import Pool, PoolClosed
+from ..sharing import ALONE, Place, Search
 from ..standing import Turn
 from ..sync.dial import Alarm
 from ..sync.nested import unblocked
