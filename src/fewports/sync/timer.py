@@ -92,6 +92,11 @@ class Timer:
                 self._thread = thread
 
     def _loop(self) -> None:
+        with self._lock:
+            # A KeyboardInterrupt may have broken off start(), and another thread may have been started since.
+            if self._thread not in (None, threading.current_thread()):
+                return
+            self._thread = threading.current_thread()
         while True:
             pause: float | None = CHECK
             with _logged():
