@@ -48,7 +48,7 @@ def test_a_stream_that_is_dropped_gives_its_place_back(server: H2Server) -> None
             del response
 
             assert aside.result() == 200
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 3
         assert server.stats()["accepted"] == 1
         assert until(lambda: made.counts == (0, 1, 0))
 

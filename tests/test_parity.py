@@ -446,7 +446,7 @@ def test_each_time_out(way: Way, server: Door) -> None:
     """The read time-out, the whole of it, and that for a place in the pool end what takes longer."""
 
     async def case() -> None:
-        slow = server.url + "/slow?s=1"
+        slow = server.url + "/slow?s=9"
         async with way.manager(**trusting(server, maxsize=1, block=True)) as http:
             await http.get(server.url)
             for timeout in (0.1, Timeout(read=0.1), Timeout(total=0.1), Timeout(total=0.1, read=5)):
@@ -454,12 +454,12 @@ def test_each_time_out(way: Way, server: Door) -> None:
                 with pytest.raises(ReadTimeoutError):
                     await http.get(slow, timeout=timeout)
 
-                assert 0.09 <= time.monotonic() - began < 0.6
+                assert 0.09 <= time.monotonic() - began < 3
             kept = await http.get(server.url + "/bytes?n=3000000", preload_content=False)
             began = time.monotonic()
             with pytest.raises(urllib3.exceptions.EmptyPoolError):
                 await http.get(server.url, pool_timeout=0.1)
-            assert 0.09 <= time.monotonic() - began < 0.6
+            assert 0.09 <= time.monotonic() - began < 3
             await kept.read()
             await kept.release()
             assert (await http.get(server.url, pool_timeout=0.1)).json() == BODY
@@ -485,7 +485,7 @@ def test_the_connect_time_out(way: Way) -> None:
                     await http.get(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=Timeout(connect=0.1))
 
                 assert not isinstance(raised.value, NewConnectionError)
-                assert 0.09 <= time.monotonic() - began < 0.6
+                assert 0.09 <= time.monotonic() - began < 3
 
     way.run(case)
 
@@ -496,7 +496,7 @@ def test_a_total_time_bounds_a_body_that_trickles(way: Way) -> None:
     def trickle(peer: Peer) -> None:
         peer.request()
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(20):
+        for _ in range(100):
             time.sleep(0.05)
             peer.send(b"x")
 
@@ -506,9 +506,9 @@ def test_a_total_time_bounds_a_body_that_trickles(way: Way) -> None:
                 began = time.monotonic()
                 with pytest.raises(HTTPError):
                     await http.get(peer.url, timeout=Timeout(total=0.2))
-                assert time.monotonic() - began < 0.6
-                response = await http.get(peer.url, timeout=Timeout(read=0.2), preload_content=False)
-                assert len(await response.read(5)) == 5
+                assert time.monotonic() - began < 3
+                response = await http.get(peer.url, timeout=Timeout(read=0.6), preload_content=False)
+                assert len(await response.read(15)) == 15  # longer in all than the read time-out
                 await response.release()
 
     way.run(case)
