@@ -169,7 +169,8 @@ def test_tls_identities_share_nothing(both: Nginx) -> None:
             other.urlopen("GET", "/", retries=False)
 
         assert made.get().status == 200
-        assert made.counts == (0, 1, 0)
+        assert made.opened == 2
+        assert made.counts[:2] == (0, 1)  # the one that was refused may be in TIME_WAIT
 
 
 def test_two_managers_share_nothing(both: Nginx) -> None:
@@ -304,7 +305,7 @@ def test_the_one_who_dials_fails_alone() -> None:
             while True:
                 accepted.append(listener.accept()[0])
 
-    threading.Thread(target=accept, daemon=True).start()
+    accepting = Aside(accept)
     with fewports.PoolManager(ledger=book, ca_certs=None, cert_reqs="CERT_NONE") as http:
         url = f"https://127.0.0.1:{port}/"
         first = Aside(lambda: http.request("GET", url, retries=False, timeout=0.2))
@@ -315,6 +316,7 @@ def test_the_one_who_dials_fails_alone() -> None:
 
         assert until(lambda: counts(book)[:2] == (0, 0))
     listener.shutdown(socket.SHUT_RDWR)
+    accepting.result()
     listener.close()
     for sock in accepted:
         sock.close()

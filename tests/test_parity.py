@@ -291,7 +291,7 @@ def test_an_answer_before_the_end_of_the_upload(way: Way, server: Door) -> None:
     def refuse(peer: Peer) -> None:
         peer.sock.recv(1000)
         peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
-        peer.sock.settimeout(0.2)
+        peer.sock.settimeout(1.0)
         with contextlib.suppress(OSError):
             while peer.sock.recv(65536):
                 pass

@@ -831,7 +831,7 @@ def test_bodies_fail_as_with_stock(how: str, reset: bool) -> None:
         build = adapter.build_response
         adapter.build_response = lambda *given: made.append(build(*given)) or made[-1]
         try:
-            found: object = session.get(url, timeout=0.2 if how == "silence" else 5).content
+            found: object = session.get(url, timeout=0.5 if how == "silence" else 5).content
         except requests.RequestException as error:
             found = type(error), type(error.args[0])
         return found, made[0]._content_consumed, made[0]._content, made[0].raw.read()
