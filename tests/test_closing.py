@@ -149,7 +149,8 @@ def test_no_more_gives_way_than_is_needed(newcomers: int, late: bool) -> None:
     book.subscribe(events)
     with fresh_server() as server, manager(server, book) as first, manager(server, book) as second:
         burst(first, server, 10)
-        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.3").status) for _ in range(newcomers)]
+        url = f"{server.url}/meet?n={newcomers}"
+        asides = [Aside(lambda: second.request("GET", url).status) for _ in range(newcomers)]
         assert until(lambda: len(closed(events)) == newcomers)
         acknowledged.set()
         assert [aside.result() for aside in asides] == [200] * newcomers
@@ -169,7 +170,8 @@ def test_no_more_gives_way_among_busy_connections(newcomers: int) -> None:
     book.subscribe(events)
     with fresh_server() as server, manager(server, book) as first, manager(server, book) as second:
         burst(first, server, 10)
-        asides = [Aside(lambda: second.request("GET", server.url + "/slow?s=0.3").status) for _ in range(newcomers)]
+        url = f"{server.url}/meet?n={newcomers}"
+        asides = [Aside(lambda: second.request("GET", url).status) for _ in range(newcomers)]
         assert until(lambda: len(closed(events)) == newcomers)
         assert waiting(book) == newcomers
         for _ in range(10):

@@ -93,10 +93,10 @@ def test_a_server_without_http2_is_remembered() -> None:
 
             def work(start: threading.Barrier = start) -> int:
                 start.wait(PATIENT)
-                return int(made.get("/slow?s=0.2").status)
+                return int(made.get("/meet?n=8").status)
 
             asides = [Aside(work) for _ in range(8)]
-            assert [aside.result(2) for aside in asides] == [200] * 8
+            assert [aside.result() for aside in asides] == [200] * 8
 
         assert server.stats()["accepted"] == 8
         assert made.counts == (0, 8, 0)
@@ -106,9 +106,9 @@ def test_a_server_without_http2_is_remembered() -> None:
 def test_a_cold_server_without_http2() -> None:
     """Eight threads at once where nobody has been before are soon on eight connections of HTTP/1.1."""
     with fresh_server(tls=True) as server, client(server, maxsize=8) as made:
-        asides = [Aside(lambda: made.get("/slow?s=0.3").status) for _ in range(8)]
+        asides = [Aside(lambda: made.get("/meet?n=8").status) for _ in range(8)]
 
-        assert [aside.result(2) for aside in asides] == [200] * 8
+        assert [aside.result() for aside in asides] == [200] * 8
         assert server.stats()["accepted"] <= 9
 
 

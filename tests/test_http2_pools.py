@@ -29,7 +29,7 @@ def server() -> Iterator[H2Server]:
 def test_a_bounded_pool_bounds_the_streams(server: H2Server) -> None:
     """With block=True no more than maxsize callers are at the server at once, on one connection; the others wait."""
     with client(server, maxsize=2, block=True) as made:
-        asides = [Aside(lambda: made.get("/slow?s=0.1").status) for _ in range(8)]
+        asides = [Aside(lambda: made.get("/meet?n=2").status) for _ in range(8)]
 
         assert [aside.result() for aside in asides] == [200] * 8
         assert server.stats()["most_running"] == 2

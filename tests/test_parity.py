@@ -674,7 +674,7 @@ def test_sources(way: Way, server: Door) -> None:
     async def case() -> None:
         sources = ["127.0.0.5", "127.0.0.6"]
         async with way.manager(sources=sources, **trusting(server)) as http:
-            await way.all([lambda: http.get(server.url + "/slow?s=0.1")] * 6)
+            await way.all([lambda: http.get(server.url + "/meet?n=6")] * 6)
             assert sorted(row.source for row in client_rows(server.port)) == sorted(sources * 3)
         async with way.manager(sources=["192.0.2.77"], **trusting(server)) as http:
             with pytest.raises(HTTPError) as raised:

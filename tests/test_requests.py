@@ -31,6 +31,7 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 from support.listeners import free_port
+from support.sampler import Kernel
 from support.scripted import Peer, Scripted
 from support.servers import HttpProxy, SocksProxy
 
@@ -340,9 +341,10 @@ def test_all_sessions_share_the_budget_of_the_process() -> None:
         asides = [Aside(lambda s=session: s.get(server.url + "/slow?s=0.01").status_code) for session in sessions]
         asides.append(Aside(lambda: http.request("GET", server.url + "/slow?s=0.01").status))
         most = 0
-        while any(aside.is_alive() for aside in asides):
-            most = max(most, sum(states(server.port).values()))
-            time.sleep(0.005)
+        with contextlib.closing(Kernel()) as kernel:
+            while any(aside.is_alive() for aside in asides):
+                most = max(most, len(kernel.held((server.port,))))
+                time.sleep(0.005)
         assert [aside.result() for aside in asides] == [200] * 51
 
         assert most <= 5

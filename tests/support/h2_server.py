@@ -194,16 +194,24 @@ class Connection(asyncio.Protocol):
         task = asyncio.get_running_loop().create_task(self._serve(stream, request._replace(body=bytes(body))))
         self._tasks[stream] = task
         server.most_streams = max(len(self._tasks), server.most_streams)
-        task.add_done_callback(lambda _: self._done(stream))
+        task.add_done_callback(lambda _: self._done(stream))  # of one cancelled before it began, too
 
     def _done(self, stream: int) -> None:
+        if self._tasks.pop(stream, None) is None:
+            return
         self.server.running -= 1
-        del self._tasks[stream]
         if self._leaving and not self._tasks and not self._bodies:
             # Not at once: what the client has sent meanwhile would turn the close into a RST, which destroys answers.
             asyncio.get_running_loop().call_later(LINGER, self.transport.close)
 
     async def _serve(self, stream: int, request: Request) -> None:
+        try:
+            await self._respond(stream, request)
+        finally:
+            # In the turn in which the answer went out: what the client asks next may come before a callback.
+            self._done(stream)
+
+    async def _respond(self, stream: int, request: Request) -> None:
         exchange = Exchange(self, stream, request)
         # The client may have reset the stream, or gone.
         with contextlib.suppress(H2Error):
