@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faces import fresh_server
 from support import need
 from support.http_server import HELLO
 from support.ns import TW_REUSE, in_namespace, run_in_namespace
@@ -435,6 +436,19 @@ def test_nginx_replies() -> None:
             assert [body for _, body in answers] == [HELLO, HELLO]
             assert len(HELLO) == 200
             assert json.loads(HELLO)
+
+
+def test_a_door_counts_what_comes_there() -> None:
+    """What comes to another port of the same server, from a test before perhaps, is not counted."""
+    with fresh_server() as one, fresh_server() as other:
+        for number in range(2):
+            with socket.create_connection(other.addresses[0]) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * number)
+                assert not number or client.recv(100).startswith(b"HTTP/1.1 200")
+
+        counted = {"accepted": 2, "requests": 1, "killed": 0, "sources": {"127.0.0.1": 2}}
+        assert other.stats() == counted
+        assert one.stats() == dict.fromkeys(counted, 0) | {"sources": {}}
 
 
 @in_namespace()

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -54,6 +54,7 @@ class Server:
         self.meeting = http_server.Meeting()
         self.accepted = self.open = self.requests = self.running = self.most_running = self.most_streams = 0
         self.processed: Counter[str] = Counter()
+        self.doors: defaultdict[int, Counter[str]] = defaultdict(Counter)  # what each port had
         self.received: dict[str, list[int]] = {}  # by x-id, the length of each body
         self.resets: list[int] = []  # codes of RST_STREAM that came
         self.goodbyes: list[int] = []  # codes of GOAWAY that came
@@ -76,7 +77,7 @@ class Server:
 
     def stats(self) -> dict[str, Any]:
         names = ("accepted", "open", "requests", "running", "most_running", "most_streams", "resets", "goodbyes")
-        told = {name: getattr(self, name) for name in (*names, "clients", "flaws")}
+        told = {name: getattr(self, name) for name in (*names, "clients", "flaws", "doors")}
         return {**told, "processed": dict(self.processed), "received": self.received}
 
 
@@ -101,6 +102,8 @@ class Connection(asyncio.Protocol):
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.client = transport.get_extra_info("peername")[:2]
         self.server.accepted += 1
+        self._door = self.server.doors[transport.get_extra_info("sockname")[1]]
+        self._door["accepted"] += 1
         self.server.open += 1
         self.server.clients.append(self.client[1])
         # The first SETTINGS: update_settings() would wait for an answer before it believes its own values.
@@ -186,6 +189,7 @@ class Connection(asyncio.Protocol):
         server = self.server
         request, body = self._bodies.pop(stream)
         server.requests += 1
+        self._door["requests"] += 1
         server.running += 1
         server.most_running = max(server.running, server.most_running)
         if (name := request.header("x-id")) is not None:
