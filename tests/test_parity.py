@@ -94,7 +94,7 @@ def scripted(*handlers: Callable[[Peer], None], tls: bool = False) -> Iterator[S
         def serve(peer: Peer) -> None:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(keys.chain, keys.key)
-            peer.sock = context.wrap_socket(peer.sock, server_side=True)
+            peer.secure(context)
             handler(peer)
 
         return serve

@@ -850,7 +850,7 @@ def test_what_tls_has_read_ahead_is_for_nobody() -> None:
     context.load_cert_chain(keys.chain, keys.key)
 
     def handler(peer: Peer) -> None:
-        peer.sock = context.wrap_socket(peer.sock, server_side=True)
+        peer.secure(context)
         peer.request()
         body = b"x" * 100_000
         evil = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
@@ -858,7 +858,7 @@ def test_what_tls_has_read_ahead_is_for_nobody() -> None:
         peer.end()
 
     def second(peer: Peer) -> None:
-        peer.sock = context.wrap_socket(peer.sock, server_side=True)
+        peer.secure(context)
         peer.request()
         peer.answer(b"good")
 

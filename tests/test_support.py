@@ -19,10 +19,12 @@ import pytest
 from faces import fresh_server
 from support import need
 from support.http_server import HELLO
+from support.listeners import listen
 from support.ns import TW_REUSE, in_namespace, run_in_namespace
 from support.programs import Nginx
 from support.sampler import KernelSampler, Space, client_rows, held
-from support.servers import HttpProxy, HttpServer, SocksProxy
+from support.scripted import Peer
+from support.servers import HttpProxy, HttpServer, SocksProxy, authority
 
 # Below: what runs in namespaces, called by name.
 
@@ -436,6 +438,23 @@ def test_nginx_replies() -> None:
             assert [body for _, body in answers] == [HELLO, HELLO]
             assert len(HELLO) == 200
             assert json.loads(HELLO)
+
+
+def test_a_client_that_is_gone_before_tls_leaves_no_socket() -> None:
+    """A scripted server that meets a reset in place of a handshake has closed its end when it learns of that."""
+    keys = authority("127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys.chain, keys.key)
+    with listen(["127.0.0.1"])[0] as listener:
+        client = socket.create_connection(listener.getsockname())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        peer = Peer(listener.accept()[0])
+        number = peer.sock.fileno()
+        with pytest.raises(OSError, match="reset") as caught:
+            peer.secure(context)
+
+        assert not Path(f"/proc/self/fd/{number}").exists(), caught
 
 
 def test_a_door_counts_what_comes_there() -> None:
