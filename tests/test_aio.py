@@ -201,9 +201,10 @@ def test_torture(way: Way, bound: str, spoken: str) -> None:
             end = time.monotonic() + TORTURE
             served = 0
 
-            async def suffer() -> None:
+            async def suffer(number: int) -> None:
                 nonlocal served
-                while time.monotonic() < end:
+                # On a busy machine a turn of all takes longer than any of them has: some go on until there are answers.
+                while time.monotonic() < end or (number < 20 and served <= 10):
                     with anyio.move_on_after(chance.choice((0.01, 0.1, 1)) * chance.random()):
                         with contextlib.suppress(HTTPError):
                             await ask()
@@ -222,10 +223,9 @@ def test_torture(way: Way, bound: str, spoken: str) -> None:
                     await response.release()
 
             async with anyio.create_task_group() as group:
-                for _ in range(2000):
-                    group.start_soon(suffer)
+                for number in range(2000):
+                    group.start_soon(suffer, number)
             gc.collect()
-            assert served > 10
             assert await way.until(lambda: used(http) == 0)
             if bound == "ports":  # a FIN of ours that crossed the server's left a TIME_WAIT, for a second on loopback
                 assert await way.until(lambda: counts(book)[2] == 0)

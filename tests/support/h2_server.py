@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=AHEAD)
         # asyncio does so by itself where the listener was made with IPPROTO_TCP. A head and its body are two writes.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.client = transport.get_extra_info("peername")[:2]
+        self.client = (transport.get_extra_info("peername") or ("gone", 0))[:2]  # a reset takes the name away
         self.server.accepted += 1
         self._door = self.server.doors[transport.get_extra_info("sockname")[1]]
         self._door["accepted"] += 1

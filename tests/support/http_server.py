@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self.client = transport.get_extra_info("peername")[:2]
+        self.client = (transport.get_extra_info("peername") or ("gone", 0))[:2]  # a reset takes the name away
         server = self._server
         server.accepted += 1
         server.open += 1
