@@ -72,8 +72,8 @@ def test_a_retired_connection_is_closed_in_the_end(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("fewports.pool.RETIREMENT", 0.2)
     http, events = watched(idle_limit=0.1)
     with fresh_server() as server, http:
-        assert http.request("GET", server.url + "/").json() == BODY
         began = time.monotonic()
+        assert http.request("GET", server.url + "/").json() == BODY
         assert until(lambda: events.of(ConnectionClosed))
 
         assert 0.25 < time.monotonic() - began < 3
@@ -182,10 +182,10 @@ def test_a_budget_is_served_by_the_timer() -> None:
     """Who waits for a port in TIME_WAIT gets it when the kernel lets go of it, without anybody closing anything."""
     book = fewports.Ledger(fewports.Budget(1, wait=5))
     with fresh_server() as server:
+        began = time.monotonic()
         with fewports.create_connection((server.host, server.port), ledger=book) as first:
             first.shutdown(1)  # SHUT_WR: our FIN is first, whatever close() would choose under pressure
         assert counts(book) == (0, 0, 1)
-        began = time.monotonic()
         fewports.create_connection((server.host, server.port), ledger=book).close()
 
         assert 0.5 < time.monotonic() - began < 4  # TIME_WAIT on loopback is reused after 1 s
