@@ -141,7 +141,7 @@ class Http1:
         self.peer.sock.close()
 
     def refuse(self) -> None:
-        self.peer.sock.settimeout(0.2)
+        self.peer.sock.settimeout(1.0)
         with contextlib.suppress(OSError):
             while self.peer.sock.recv(65536):
                 pass
@@ -208,7 +208,7 @@ def _of_h1(script: Callable[[Speaker], None], tls: bool) -> Callable[[Peer], Non
             keys = authority("127.0.0.1")
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(keys.chain, keys.key)
-            peer.sock = context.wrap_socket(peer.sock, server_side=True)
+            peer.secure(context)
         script(Http1(peer))
 
     return handle

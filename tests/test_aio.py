@@ -201,9 +201,10 @@ def test_torture(way: Way, bound: str, spoken: str) -> None:
             end = time.monotonic() + TORTURE
             served = 0
 
-            async def suffer() -> None:
+            async def suffer(number: int) -> None:
                 nonlocal served
-                while time.monotonic() < end:
+                # On a busy machine a turn of all takes longer than any of them has: some go on until there are answers.
+                while time.monotonic() < end or (number < 20 and served <= 10):
                     with anyio.move_on_after(chance.choice((0.01, 0.1, 1)) * chance.random()):
                         with contextlib.suppress(HTTPError):
                             await ask()
@@ -222,17 +223,14 @@ def test_torture(way: Way, bound: str, spoken: str) -> None:
                     await response.release()
 
             async with anyio.create_task_group() as group:
-                for _ in range(2000):
-                    group.start_soon(suffer)
+                for number in range(2000):
+                    group.start_soon(suffer, number)
             gc.collect()
-            assert served > 10
             assert await way.until(lambda: used(http) == 0)
             if bound == "ports":  # a FIN of ours that crossed the server's left a TIME_WAIT, for a second on loopback
                 assert await way.until(lambda: counts(book)[2] == 0)
-            began = time.monotonic()
-            replies = await way.all([lambda: http.request("GET", server.url + "/slow?s=0.3")] * 8)
+            replies = await way.all([lambda: http.request("GET", server.url + "/meet?n=8", timeout=10)] * 8)
             assert [getattr(reply, "status", reply) for reply in replies] == [200] * 8
-            assert time.monotonic() - began < 0.6  # two rounds
             assert await way.until(lambda: tasks(way) == (1 if bound == "streams" and way.name == "trio" else 0))
             assert waiting(book) == 0
             assert [pool.engine.home.riding() for pool in http._pools.values()] == [[]]

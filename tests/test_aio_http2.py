@@ -18,6 +18,7 @@ from support.programs import Nghttpd, Nginx
 from support.sampler import KernelSampler
 from support.scripted_h2 import H2Peer, ScriptedH2
 from support.servers import H2Server, HttpProxy, HttpServer
+from urllib3 import Timeout
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from ways import Way
 
@@ -54,11 +55,11 @@ def test_five_hundred_tasks(name: str, streams: int, budget: int | None, ports: 
     async def case(server: Nginx) -> None:
         book = fewports.Ledger()
         options = {} if budget is None else {"budget": budget}
+        meet = f"{server.url}/meet?n={min(500, streams * ports)}"  # so many are under way at once
         async with manager(server, ledger=book, **options) as http:
 
             async def ask() -> set[object]:
-                # All are under way at once for some time.
-                found = [await http.request("GET", server.url + "/slow?s=0.5", timeout=30)]
+                found = [await http.request("GET", meet, timeout=30)]
                 found += [await http.request("GET", server.url + "/hello", timeout=30) for _ in range(4)]
                 return {(reply.status, reply.version) for reply in found}
 
@@ -79,10 +80,12 @@ def test_five_hundred_tasks(name: str, streams: int, budget: int | None, ports: 
 def test_a_request_that_ends_early_leaves_its_siblings_alone(way: Way, how: str) -> None:
     """Its stream is reset with CANCEL, and nothing else: the others on the connection are served."""
     ended: list[int] = []
+    all_are_there = threading.Event()
 
     def script(peer: H2Peer) -> None:
         peer.greet()
         asked = {one.path: one.stream for one in peer.requests(3)}
+        all_are_there.set()
         peer.send(head(asked["/left"]), data(asked["/left"], b"x"))
         ended.append(peer.until(RST_STREAM).stream - asked["/left"])
         for path in ("/first", "/second"):
@@ -95,11 +98,13 @@ def test_a_request_that_ends_early_leaves_its_siblings_alone(way: Way, how: str)
 
             async def leave() -> None:
                 if how == "cancelled":
-                    with anyio.move_on_after(0.1):
-                        await http.request("GET", server.url + "/left")
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(http.request, "GET", server.url + "/left")
+                        assert await way.until(all_are_there.is_set)
+                        group.cancel_scope.cancel()
                 elif how == "timed out":
                     with pytest.raises(ReadTimeoutError):
-                        await http.request("GET", server.url + "/left", timeout=0.1)
+                        await http.request("GET", server.url + "/left", timeout=Timeout(connect=5, read=0.1))
                 else:
                     response = await http.request("GET", server.url + "/left", preload_content=False)
                     with anyio.fail_after(5):
@@ -284,16 +289,18 @@ def test_a_full_server_holds_up_nobody_for_longer_than_the_wait(way: Way) -> Non
         async with manager(server, budget=fewports.Budget(1, wait=0.2)) as http:
 
             async def slow() -> int:
-                return (await http.request("GET", server.url + "/slow?s=0.8")).status
+                return (await http.request("GET", server.url + "/meet?n=2")).status
 
             async def late() -> object:
-                await way.sleep(0.1)
+                assert await way.until(lambda: server.stats()["running"] == 1)
                 began = time.monotonic()
-                try:
+                with pytest.raises(fewports.BudgetExhausted):
                     await http.request("GET", server.url)
-                except fewports.BudgetExhausted:
-                    return 0.15 < time.monotonic() - began < 0.7
-                return False
+                took = time.monotonic() - began
+                assert server.stats()["accepted"] == 1
+                async with manager(server) as other:
+                    await other.request("GET", server.url + "/meet?n=2")
+                return 0.15 < took < 3
 
             assert await way.all([slow, late]) == [200, True]
             assert (await http.request("GET", server.url)).status == 200
@@ -301,7 +308,7 @@ def test_a_full_server_holds_up_nobody_for_longer_than_the_wait(way: Way) -> Non
     with H2Server(streams=1) as server:
         way.run(case, server)
 
-        assert server.stats()["accepted"] == 1
+        assert server.stats()["accepted"] == 2
 
 
 def test_a_close_while_there_is_more_to_send(way: Way) -> None:

@@ -106,7 +106,7 @@ def test_idle_connections_of_another_pool_give_way() -> None:
         began = time.monotonic()
         assert at_once(4, lambda _: second.request("GET", server.url + "/meet?n=4")) == []
 
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10  # a TIME_WAIT is a minute
         assert server.stats()["accepted"] == 8
         assert sum(held(server.port).values()) <= 4
 

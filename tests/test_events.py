@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +17,7 @@ from fewports.events import (
     CloseReason,
     ConnectionClosed,
     ConnectionOpened,
+    ConnectionRetired,
     DialFailed,
     Event,
     Level,
@@ -199,6 +201,27 @@ def test_unsubscribe(server: Door) -> None:
     assert kinds(events)[:3] == ["PortReserved", "ConnectionOpened", "ConnectionClosed"]
     assert elsewhere == []
     stop()
+
+
+def test_a_subscriber_may_wait_in_the_timers_thread() -> None:
+    """Who is told something by the timer, and waits for a port then, is served when the kernel lets go of one."""
+    book, full = fewports.Ledger(), fewports.Ledger(fewports.Budget(1, wait=4))
+    told: list[str] = []
+
+    def dialling(event: Event) -> None:
+        if isinstance(event, ConnectionRetired):
+            told.append(threading.current_thread().name)
+            fewports.create_connection(server.addresses[0], ledger=full).close()
+            told.append("served")
+
+    with fresh_server() as server, PoolManager(ledger=book, idle_limit=0.05) as http:
+        with fewports.create_connection(server.addresses[0], ledger=full) as first:
+            first.shutdown(socket.SHUT_WR)  # its TIME_WAIT will be ours
+        book.subscribe(dialling)
+        http.request("GET", server.url + "/")
+
+        assert until(lambda: len(told) == 2), told
+    assert told == ["fewports-timer", "served"]
 
 
 def test_a_subscriber_may_call_back(server: Door) -> None:

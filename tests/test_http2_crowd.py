@@ -20,7 +20,7 @@ from fewports.pool import Limits, Pool
 from fewports.sharing import ALONE, MOST_ABREAST, TURN, Search
 
 CROWD = 50
-SHORT = 0.2  # seconds: a time-out that is meant to pass
+SHORT = 0.4  # seconds: a time-out that is meant to pass
 
 
 @pytest.fixture(params=["threads", "asyncio", "trio"])

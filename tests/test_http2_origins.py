@@ -93,10 +93,10 @@ def test_a_server_without_http2_is_remembered() -> None:
 
             def work(start: threading.Barrier = start) -> int:
                 start.wait(PATIENT)
-                return int(made.get("/slow?s=0.2").status)
+                return int(made.get("/meet?n=8").status)
 
             asides = [Aside(work) for _ in range(8)]
-            assert [aside.result(2) for aside in asides] == [200] * 8
+            assert [aside.result() for aside in asides] == [200] * 8
 
         assert server.stats()["accepted"] == 8
         assert made.counts == (0, 8, 0)
@@ -106,9 +106,9 @@ def test_a_server_without_http2_is_remembered() -> None:
 def test_a_cold_server_without_http2() -> None:
     """Eight threads at once where nobody has been before are soon on eight connections of HTTP/1.1."""
     with fresh_server(tls=True) as server, client(server, maxsize=8) as made:
-        asides = [Aside(lambda: made.get("/slow?s=0.3").status) for _ in range(8)]
+        asides = [Aside(lambda: made.get("/meet?n=8").status) for _ in range(8)]
 
-        assert [aside.result(2) for aside in asides] == [200] * 8
+        assert [aside.result() for aside in asides] == [200] * 8
         assert server.stats()["accepted"] <= 9
 
 
@@ -169,7 +169,8 @@ def test_tls_identities_share_nothing(both: Nginx) -> None:
             other.urlopen("GET", "/", retries=False)
 
         assert made.get().status == 200
-        assert made.counts == (0, 1, 0)
+        assert made.opened == 2
+        assert made.counts[:2] == (0, 1)  # the one that was refused may be in TIME_WAIT
 
 
 def test_two_managers_share_nothing(both: Nginx) -> None:
@@ -304,7 +305,7 @@ def test_the_one_who_dials_fails_alone() -> None:
             while True:
                 accepted.append(listener.accept()[0])
 
-    threading.Thread(target=accept, daemon=True).start()
+    accepting = Aside(accept)
     with fewports.PoolManager(ledger=book, ca_certs=None, cert_reqs="CERT_NONE") as http:
         url = f"https://127.0.0.1:{port}/"
         first = Aside(lambda: http.request("GET", url, retries=False, timeout=0.2))
@@ -315,6 +316,7 @@ def test_the_one_who_dials_fails_alone() -> None:
 
         assert until(lambda: counts(book)[:2] == (0, 0))
     listener.shutdown(socket.SHUT_RDWR)
+    accepting.result()
     listener.close()
     for sock in accepted:
         sock.close()

@@ -29,7 +29,7 @@ def server() -> Iterator[H2Server]:
 def test_a_bounded_pool_bounds_the_streams(server: H2Server) -> None:
     """With block=True no more than maxsize callers are at the server at once, on one connection; the others wait."""
     with client(server, maxsize=2, block=True) as made:
-        asides = [Aside(lambda: made.get("/slow?s=0.1").status) for _ in range(8)]
+        asides = [Aside(lambda: made.get("/meet?n=2").status) for _ in range(8)]
 
         assert [aside.result() for aside in asides] == [200] * 8
         assert server.stats()["most_running"] == 2
@@ -48,7 +48,7 @@ def test_a_stream_that_is_dropped_gives_its_place_back(server: H2Server) -> None
             del response
 
             assert aside.result() == 200
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 3
         assert server.stats()["accepted"] == 1
         assert until(lambda: made.counts == (0, 1, 0))
 
@@ -56,12 +56,13 @@ def test_a_stream_that_is_dropped_gives_its_place_back(server: H2Server) -> None
 def test_a_wait_for_a_place_ends(server: H2Server) -> None:
     """pool_timeout= is heeded where all places are taken."""
     with client(server, maxsize=1, block=True) as made:
-        held = Aside(lambda: made.get("/slow?s=0.5").status)
+        held = Aside(lambda: made.get("/meet?n=2").status)
         assert until(lambda: server.stats()["running"] == 1)
         with pytest.raises(EmptyPoolError):
             made.get("/hello", pool_timeout=0.1)
 
-        assert held.result() == 200
+        with fewports.PoolManager(ca_certs=server.ca_path, ledger=fewports.Ledger()) as other:
+            assert other.request("GET", server.url + "/meet?n=2").status == held.result() == 200
         assert made.get("/hello").status == 200
 
 
@@ -171,7 +172,12 @@ def test_retries_after_a_time_out(server: H2Server) -> None:
     """A read time-out is retried where Retry says so, on the same connection."""
     with client(server) as made:
         with pytest.raises((MaxRetryError, ReadTimeoutError)):
-            made.get("/slow?s=3", retries=urllib3.Retry(2, backoff_factor=0), timeout=0.1, headers={"x-id": "slow"})
+            made.get(
+                "/slow?s=3",
+                retries=urllib3.Retry(2, backoff_factor=0),
+                timeout=urllib3.Timeout(connect=5, read=0.1),
+                headers={"x-id": "slow"},
+            )
 
         assert until(lambda: server.stats()["processed"] == {"slow": 3})
         assert server.stats()["accepted"] == 1

@@ -76,16 +76,17 @@ def both(lib: ModuleType, work: Callable[[Any], object], **options: Any) -> list
 # What goes out.
 
 
-def recorded(peer: Peer) -> bytes:
-    """Read a request with its body, chunked or not, and answer it."""
+def recorded(peer: Peer, requests: list[bytes] | None = None) -> None:
+    """Read a request with its body, chunked or not; put it down in *requests*, and then answer it."""
     data = peer.sock.recv(65536)
     head = data.partition(b"\r\n\r\n")[0].lower()
     length = int(head.partition(b"content-length: ")[2].partition(b"\r")[0] or 0)
     chunked = b"transfer-encoding: chunked" in head
     while not data.endswith(b"0\r\n\r\n") if chunked else len(data) < len(head) + 4 + length:
         data += peer.sock.recv(65536)
+    if requests is not None:
+        requests.append(data)
     peer.answer()
-    return data
 
 
 def pieces() -> Iterator[bytes]:
@@ -137,7 +138,7 @@ def test_what_goes_out_is_what_the_library_would_send(lib: ModuleType, name: str
             request.stream = client.build_request(method, server.url, content=given["content"]()).stream
         client.send(request, **{key: value for key, value in options.items() if key == "auth"})
 
-    with Scripted(*[lambda peer: requests.append(recorded(peer))] * 2) as server:
+    with Scripted(*[lambda peer: recorded(peer, requests)] * 2) as server:
         both(lib, send)
 
     stock, ours = requests
@@ -588,7 +589,7 @@ def test_a_body_in_pieces_is_kept_for_another_connection(lib: ModuleType) -> Non
     left, reset = threading.Event(), threading.Event()
     bodies: list[bytes] = []
     with (
-        Scripted(leave, lambda peer: bodies.append(recorded(peer))) as server,
+        Scripted(leave, lambda peer: recorded(peer, bodies)) as server,
         lib.Client(transport=Transport()) as client,
     ):
         client.get(server.url)
@@ -977,7 +978,7 @@ def test_http_proxies(lib: ModuleType, server: Door, secure: Door, tls: bool) ->
 def test_what_a_forwarding_proxy_is_sent(lib: ModuleType) -> None:
     """The bytes to a proxy are the library's: the whole URL, and the fields for the proxy in front."""
     requests: list[bytes] = []
-    with Scripted(*[lambda peer: requests.append(recorded(peer))] * 2) as proxy:
+    with Scripted(*[lambda peer: recorded(peer, requests)] * 2) as proxy:
         for transport in transports(
             lib, proxy=lib.Proxy(proxy.url, auth=("a", "b"), headers={"X-P": "1", "Accept": "no"})
         ):

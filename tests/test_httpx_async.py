@@ -137,7 +137,7 @@ def test_what_goes_out_is_what_the_library_would_send(lib: ModuleType, name: str
         request.extensions = {**request.extensions, **extensions}
         await client.send(request, auth=auth)
 
-    with Scripted(*[lambda peer: requests.append(recorded(peer))] * 2) as server:
+    with Scripted(*[lambda peer: recorded(peer, requests)] * 2) as server:
         both("asyncio", lib, send)
 
     stock, ours = requests
@@ -951,7 +951,7 @@ def test_what_a_proxy_is_sent(lib: ModuleType, way: str) -> None:
     requests: list[bytes] = []
 
     def forward(peer: Peer) -> None:
-        requests.append(recorded(peer))
+        recorded(peer, requests)
 
     def refuse(peer: Peer) -> None:
         requests.append(peer.request())

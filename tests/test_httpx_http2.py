@@ -128,7 +128,7 @@ def test_max_connections_bounds_connections_and_not_streams(lib: ModuleType, sec
     limits = lib.Limits(max_connections=1)
     with lib.Client(transport=Transport(verify=trusting(secure), limits=limits, **BOTH)) as client:
         client.get(secure.url + "/hello")
-        work = [Aside(lambda: client.get(secure.url + "/slow?s=0.3").status_code) for _ in range(8)]
+        work = [Aside(lambda: client.get(secure.url + "/meet?n=8").status_code) for _ in range(8)]
 
         assert [thread.result() for thread in work] == [200] * 8
     assert secure.stats()["most_running"] >= 8

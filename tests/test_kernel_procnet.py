@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from fewports.address import Destination, Flow
@@ -41,3 +43,14 @@ def test_ipv6_words() -> None:
     line = f"   1: {plain} {mapped} 01 00000000:00000000 00:00000000 00000000     0        0 5 1 0"
 
     assert Flow("2001:db8::1", 40000, Destination("127.0.0.1", 443)) == procnet.parse(line).flow
+
+
+def test_a_line_that_comes_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A connection of which a page repeats the line is one; listeners of one address and port are several."""
+    one = "1: 0100007F:9C40 0200007F:01BB 05 00000000:00000000 03:00000BB8 00000000 0 0 0 3 0\n"
+    two = "2: 0100007F:9C41 0200007F:01BB 01 00000000:00000000 00:00000000 00000000 0 0 7 1 0\n"
+    listening = "3: 0200007F:01BB 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 8 1 0\n"
+    (tmp_path / "tcp").write_text("the headings\n" + one + listening * 2 + two + one)
+    monkeypatch.setattr(procnet, "TABLES", (str(tmp_path / "tcp"), str(tmp_path / "tcp6")))
+
+    assert [(line.state, line.flow.port) for line in procnet.lines()] == [(5, 40000), (10, 443), (10, 443), (1, 40001)]

@@ -277,6 +277,7 @@ def test_redirects(way: Way, kind: Kind, server: Door) -> None:
                 last = await http.get(server.url + "/redirect?n=3", retries=Retry(2, raise_on_redirect=False))
                 with pytest.raises(MaxRetryError) as raised:
                     await http.get(server.url + "/redirect?n=5", retries=Retry(2))
+            assert other.stats()["accepted"] == 1
 
         assert followed.status == 200
         assert [step.status for step in followed.retries.history] == [302] * 3
@@ -285,7 +286,7 @@ def test_redirects(way: Way, kind: Kind, server: Door) -> None:
         assert kept.data == b"xyz"
         assert (left.status, last.status) == (302, 302)
         assert told(raised.value) == ["MaxRetryError", "ResponseError"]
-        assert server.stats()["accepted"] == 2  # one of them at the other port
+        assert server.stats()["accepted"] == 1
 
     way.run(case)
 
@@ -467,7 +468,7 @@ def test_each_time_out(way: Way, kind: Kind, server: Door) -> None:
     """The read time-out, the whole of it, and that for a place in the pool end what takes longer."""
 
     async def case() -> None:
-        slow = server.url + "/slow?s=1"
+        slow = server.url + "/slow?s=9"
         async with way.manager(**trusting(kind, maxsize=1, block=True)) as http:
             await http.get(server.url)
             for timeout in (0.1, Timeout(read=0.1), Timeout(total=0.1), Timeout(total=0.1, read=5)):
@@ -475,12 +476,12 @@ def test_each_time_out(way: Way, kind: Kind, server: Door) -> None:
                 with pytest.raises(ReadTimeoutError):
                     await http.get(slow, timeout=timeout)
 
-                assert 0.09 <= time.monotonic() - began < 0.6
+                assert 0.09 <= time.monotonic() - began < 3
             kept = await http.get(server.url + "/bytes?n=3000000", preload_content=False)
             began = time.monotonic()
             with pytest.raises(urllib3.exceptions.EmptyPoolError):
                 await http.get(server.url, pool_timeout=0.1)
-            assert 0.09 <= time.monotonic() - began < 0.6
+            assert 0.09 <= time.monotonic() - began < 3
             await kept.read()
             await kept.release()
             assert (await http.get(server.url, pool_timeout=0.1)).json() == BODY
@@ -509,7 +510,7 @@ def test_the_connect_time_out(way: Way, kind: Kind) -> None:
                     await http.get(url, timeout=Timeout(connect=0.1))
 
                 assert not isinstance(raised.value, NewConnectionError)
-                assert 0.09 <= time.monotonic() - began < 0.6
+                assert 0.09 <= time.monotonic() - began < 3
 
     way.run(case)
 
@@ -529,7 +530,7 @@ def test_a_total_time_bounds_a_body_that_trickles(way: Way, kind: Kind) -> None:
                 began = time.monotonic()
                 with pytest.raises(HTTPError):
                     await http.get(place.url, timeout=Timeout(total=0.2))
-                assert time.monotonic() - began < 0.6
+                assert time.monotonic() - began < 3
                 response = await http.get(place.url, timeout=Timeout(read=0.5), preload_content=False)
                 assert len(await response.read(11)) == 11  # which takes longer, but each byte less
                 await response.release()

@@ -32,6 +32,7 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 from support.listeners import free_port
+from support.sampler import Kernel
 from support.scripted import Peer, Scripted
 from support.servers import HttpProxy, SocksProxy, authority
 
@@ -341,9 +342,10 @@ def test_all_sessions_share_the_budget_of_the_process() -> None:
         asides = [Aside(lambda s=session: s.get(server.url + "/slow?s=0.01").status_code) for session in sessions]
         asides.append(Aside(lambda: http.request("GET", server.url + "/slow?s=0.01").status))
         most = 0
-        while any(aside.is_alive() for aside in asides):
-            most = max(most, sum(states(server.port).values()))
-            time.sleep(0.005)
+        with contextlib.closing(Kernel()) as kernel:
+            while any(aside.is_alive() for aside in asides):
+                most = max(most, len(kernel.held((server.port,))))
+                time.sleep(0.005)
         assert [aside.result() for aside in asides] == [200] * 51
 
         assert most <= 5
@@ -832,7 +834,7 @@ def test_bodies_fail_as_with_stock(how: str, reset: bool) -> None:
         build = adapter.build_response
         adapter.build_response = lambda *given: made.append(build(*given)) or made[-1]
         try:
-            found: object = session.get(url, timeout=0.2 if how == "silence" else 5).content
+            found: object = session.get(url, timeout=0.5 if how == "silence" else 5).content
         except requests.RequestException as error:
             found = type(error), type(error.args[0])
         return found, made[0]._content_consumed, made[0]._content, made[0].raw.read()
@@ -850,15 +852,14 @@ def test_a_broken_record_is_an_ssl_error(framing: str, stream: bool) -> None:
     context.load_cert_chain(keys.chain, keys.key)
 
     def serve(peer: Peer) -> None:
-        secured = context.wrap_socket(peer.sock, server_side=True)
-        peer.sock = secured
-        secured.recv(65536)
+        peer.secure(context)
+        peer.sock.recv(65536)
         body = bytes(20000)
         if framing.startswith("T"):
             body = b"ffff\r\n" + body
-        secured.sendall(f"HTTP/1.1 200 OK\r\n{framing}\r\n".encode() + body)
-        os.write(secured.fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
-        secured.recv(1)
+        peer.send(f"HTTP/1.1 200 OK\r\n{framing}\r\n".encode() + body)
+        os.write(peer.sock.fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
+        peer.sock.recv(1)
 
     told: list[object] = []
     with Scripted(serve, serve) as door:

@@ -145,7 +145,7 @@ def test_a_proxy_that_does_not_answer_times_out(server: Door) -> None:
             with pytest.raises(ConnectTimeoutError):
                 http.request("GET", server.url + "/", timeout=0.1, retries=False)
 
-            assert 0.1 <= time.monotonic() - began < 0.4
+            assert 0.1 <= time.monotonic() - began < 3
             assert counts(book)[0] == 0
             assert "ESTABLISHED" not in states(port)
 

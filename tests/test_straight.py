@@ -204,11 +204,12 @@ def test_through_a_proxy_the_tunnel_is_made_again(monkeypatch: pytest.MonkeyPatc
 # Time-outs.
 
 
-def drip(data: bytes, pause: float = 0.02) -> Callable[[Peer], None]:
-    """Send *data* byte by byte."""
+def drip(data: bytes, pause: float = 0.02, head: bytes = b"") -> Callable[[Peer], None]:
+    """Send *head*, and *data* byte by byte."""
 
     def handler(peer: Peer) -> None:
         peer.request()
+        peer.send(head)
         for number in range(len(data)):
             peer.send(data[number : number + 1])
             time.sleep(pause)  # the drip itself is what is tested
@@ -252,24 +253,24 @@ def test_without_preload_total_ends_with_the_head() -> None:
         peer.send(data)
         for _ in range(20):
             peer.send(b"x")
-            time.sleep(0.02)  # longer in all than total
+            time.sleep(0.035)  # longer in all than total
 
     with talking(whole) as (pool, _):
-        answer = pool.urlopen("GET", "/", timeout=Timeout(total=0.2), preload_content=False, **NO_RETRY)
+        answer = pool.urlopen("GET", "/", timeout=Timeout(total=0.6), preload_content=False, **NO_RETRY)
 
         assert answer.read() == b"x" * 20
 
 
 def test_with_requests_total_bounds_the_body_that_is_read_at_once() -> None:
     """A Session that does not stream reads the body before the deadline; one that streams has the read time-out."""
-    data = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + b"x" * 200
-    with Scripted(drip(data), drip(data)) as server, fewports.requests.Session(ledger=fewports.Ledger()) as session:
+    dripping = drip(b"x" * 250, head=b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")
+    with Scripted(dripping, dripping) as server, fewports.requests.Session(ledger=fewports.Ledger()) as session:
         began = time.monotonic()
         with pytest.raises(requests.ConnectionError, match="timed out"):
-            session.get(server.url, timeout=Timeout(total=1.2, read=5))
+            session.get(server.url, timeout=Timeout(total=1.0, read=5))
 
-        assert 1.1 < time.monotonic() - began < 2.5
-        response = session.get(server.url, timeout=Timeout(total=1.2, read=5), stream=True)
+        assert 0.9 < time.monotonic() - began < 3
+        response = session.get(server.url, timeout=Timeout(total=1.0, read=5), stream=True)
         assert response.raw.read(60) == b"x" * 60  # 1.2 s
         response.close()
 
@@ -281,11 +282,11 @@ def test_a_deadline_is_forgotten_with_its_request() -> None:
         peer.request()
         peer.answer()
         peer.request()
-        time.sleep(0.4)  # longer than the total of the first
+        time.sleep(0.8)  # longer than the total of the first
         peer.answer()
 
     with talking(slow) as (pool, server):
-        assert pool.urlopen("GET", "/", timeout=Timeout(total=0.2)).data == b"ok"
+        assert pool.urlopen("GET", "/", timeout=Timeout(total=0.6)).data == b"ok"
         assert pool.urlopen("GET", "/", timeout=None, **NO_RETRY).data == b"ok"
         assert server.accepted == 1
 
@@ -426,12 +427,13 @@ def test_a_server_that_says_how_long_it_keeps_is_heeded() -> None:
         peer.end()
 
     with talking(handler) as (pool, server):
-        left = []
-        for _ in range(3):
+        for kept in (8.0, 0.5, 55.0):
+            began = time.monotonic()
             pool.urlopen("GET", "/", **NO_RETRY)
-            left.append(round((pool.home.due() or 0) - time.monotonic(), 1))
+            due = pool.home.due()
 
-        assert left == [8.0, 0.5, 55.0]
+            assert due is not None
+            assert began + kept <= due <= time.monotonic() + kept
         assert server.accepted == 1
 
 
@@ -835,7 +837,7 @@ def silent(peer: Peer) -> None:
     peer.end()
 
 
-@pytest.mark.parametrize("timeout", [0.2, Timeout(total=0.2), Timeout(connect=5, read=0.2)], ids=str)
+@pytest.mark.parametrize("timeout", [0.6, Timeout(total=0.6), Timeout(connect=5, read=0.6)], ids=str)
 def test_a_time_out_is_no_reason_to_repeat(timeout: Any) -> None:
     """A kept connection on which nothing comes in time ends in ReadTimeoutError; the request went out once."""
     with talking(then(serve(1), silent), serve(1)) as (pool, server):
@@ -844,7 +846,7 @@ def test_a_time_out_is_no_reason_to_repeat(timeout: Any) -> None:
         with pytest.raises(ReadTimeoutError):
             pool.urlopen("GET", "/", timeout=timeout, **NO_RETRY)
 
-        assert time.monotonic() - began < 0.35
+        assert time.monotonic() - began < 1.2  # not twice that
         assert server.accepted == 1
 
 
@@ -875,7 +877,7 @@ def test_what_tls_has_read_ahead_is_for_nobody() -> None:
     context.load_cert_chain(keys.chain, keys.key)
 
     def handler(peer: Peer) -> None:
-        peer.sock = context.wrap_socket(peer.sock, server_side=True)
+        peer.secure(context)
         peer.request()
         body = b"x" * 100_000
         evil = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
@@ -883,7 +885,7 @@ def test_what_tls_has_read_ahead_is_for_nobody() -> None:
         peer.end()
 
     def second(peer: Peer) -> None:
-        peer.sock = context.wrap_socket(peer.sock, server_side=True)
+        peer.secure(context)
         peer.request()
         peer.answer(b"good")
 
@@ -898,14 +900,14 @@ def test_what_tls_has_read_ahead_is_for_nobody() -> None:
 
 @pytest.mark.parametrize(
     ("first", "last"),
-    [(Timeout(total=0.2), Timeout(total=5)), (Timeout(connect=0.2, read=5), Timeout(connect=0.2, read=5))],
+    [(Timeout(total=0.6), Timeout(total=5)), (Timeout(connect=0.6, read=5), Timeout(connect=0.6, read=5))],
     ids=str,
 )
 def test_no_time_out_outlives_its_request(first: Timeout, last: Timeout) -> None:
     """After requests that went straight, one that urllib3 sends has the time-outs that it was given."""
 
     def handler(peer: Peer) -> None:
-        for pause in (0, 0, 0.4):
+        for pause in (0, 0, 0.8):
             peer.request()
             time.sleep(pause)  # longer than the first requests had
             peer.answer()
@@ -932,7 +934,7 @@ def test_total_bounds_an_upload_on_a_new_connection() -> None:
         with pytest.raises(HTTPError):
             pool.urlopen("POST", "/", body=forever(), timeout=Timeout(total=0.3), **NO_RETRY)
 
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
 
 
 def test_the_deadline_counts_for_a_repeat_too() -> None:
@@ -940,15 +942,15 @@ def test_the_deadline_counts_for_a_repeat_too() -> None:
 
     def late(peer: Peer) -> None:
         peer.request()
-        time.sleep(0.3)
+        time.sleep(0.9)
 
     with talking(then(serve(1), late), silent) as (pool, server):
         pool.urlopen("GET", "/")
         began = time.monotonic()
         with pytest.raises(ReadTimeoutError):
-            pool.urlopen("GET", "/", timeout=Timeout(total=0.5), **NO_RETRY)
+            pool.urlopen("GET", "/", timeout=Timeout(total=1.2), **NO_RETRY)
 
-        assert 0.45 < time.monotonic() - began < 0.75
+        assert 1.1 < time.monotonic() - began < 2.1
         assert server.accepted == 2
 
 
@@ -1067,11 +1069,11 @@ def test_the_sockets_default_time_out_bounds_no_total() -> None:
         peer.request()
         peer.answer()
         peer.request()
-        time.sleep(0.4)  # longer than the default
+        time.sleep(0.8)  # longer than the default
         peer.answer()
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(0.2)
+    socket.setdefaulttimeout(0.6)
     try:
         with talking(handler) as (pool, _):
             pool.urlopen("GET", "/", timeout=Timeout(total=5))

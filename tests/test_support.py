@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faces import fresh_server, until
 from support import need
 from support.http_server import HELLO
+from support.listeners import listen
 from support.ns import TW_REUSE, in_namespace, run_in_namespace
 from support.programs import Nginx
 from support.sampler import KernelSampler, Space, client_rows, held
-from support.servers import HttpProxy, HttpServer, SocksProxy
+from support.scripted import Peer
+from support.servers import HttpProxy, HttpServer, SocksProxy, authority
 
 # Below: what runs in namespaces, called by name.
 
@@ -228,14 +231,15 @@ def test_the_sampler_never_says_too_many() -> None:
     """A flow that ends while another begins is not counted beside it."""
     with HttpServer() as server:
         with KernelSampler(server.port, interval=0.0) as sampler:
-            until = time.monotonic() + 0.3
-            while time.monotonic() < until:
+            end, made = time.monotonic() + 0.3, 0
+            while time.monotonic() < end or made <= 100:
+                made += 1
                 client = connect("127.0.0.1", server.addresses[0])
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.close()
 
         assert sampler.peak == 1
-        assert server.stats()["accepted"] > 100
+        assert until(lambda: server.stats()["accepted"] == made)
 
 
 @in_namespace(sysctls={TW_REUSE: 2})
@@ -435,6 +439,36 @@ def test_nginx_replies() -> None:
             assert [body for _, body in answers] == [HELLO, HELLO]
             assert len(HELLO) == 200
             assert json.loads(HELLO)
+
+
+def test_a_client_that_is_gone_before_tls_leaves_no_socket() -> None:
+    """A scripted server that meets a reset in place of a handshake has closed its end when it learns of that."""
+    keys = authority("127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys.chain, keys.key)
+    with listen(["127.0.0.1"])[0] as listener:
+        client = socket.create_connection(listener.getsockname())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        peer = Peer(listener.accept()[0])
+        number = peer.sock.fileno()
+        with pytest.raises(OSError, match="reset") as caught:
+            peer.secure(context)
+
+        assert not Path(f"/proc/self/fd/{number}").exists(), caught
+
+
+def test_a_door_counts_what_comes_there() -> None:
+    """What comes to another port of the same server, from a test before perhaps, is not counted."""
+    with fresh_server() as one, fresh_server() as other:
+        for number in range(2):
+            with socket.create_connection(other.addresses[0]) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * number)
+                assert not number or client.recv(100).startswith(b"HTTP/1.1 200")
+
+        counted = {"accepted": 2, "requests": 1, "killed": 0, "sources": {"127.0.0.1": 2}}
+        assert other.stats() == counted
+        assert one.stats() == dict.fromkeys(counted, 0) | {"sources": {}}
 
 
 @in_namespace()

@@ -41,11 +41,11 @@ def test_what_the_server_closed_is_noticed_within_a_second() -> None:
         began = time.monotonic()
         assert until(lambda: len(events.of(ConnectionClosed)) == 5)
 
-        assert time.monotonic() - began < 1.6
+        assert time.monotonic() - began < 3  # not at idle_limit, after most of a minute
         assert {(event.reason, event.time_wait) for event in events.of(ConnectionClosed)} == {
             (CloseReason.PEER_CLOSED, False)
         }
-        assert states(server.port) == {}
+        assert until(lambda: states(server.port) == {})
         assert http.gate.ledger.usage() == []
 
 
@@ -53,7 +53,7 @@ def test_idle_connections_are_retired_first(monkeypatch: pytest.MonkeyPatch) -> 
     """After idle_limit a connection is not used again but stays, so that the server closes it and has the TIME_WAIT."""
     monkeypatch.setattr("fewports.sync.timer.CHECK", 0.2)
     http, events = watched(idle_limit=0.15)
-    with fresh_server(keepalive_timeout=0.6) as server, http:
+    with fresh_server(keepalive_timeout=2.0) as server, http:
         assert http.request("GET", server.url + "/").json() == BODY
         assert until(lambda: events.of(ConnectionRetired))
         (opened,) = events.of(ConnectionOpened)
@@ -64,7 +64,7 @@ def test_idle_connections_are_retired_first(monkeypatch: pytest.MonkeyPatch) -> 
         assert server.stats()["accepted"] == 2
         assert until(lambda: len(events.of(ConnectionClosed)) == 2)
         assert {event.reason for event in events.of(ConnectionClosed)} == {CloseReason.PEER_CLOSED}
-        assert states(server.port) == {}
+        assert until(lambda: states(server.port) == {})
 
 
 def test_a_retired_connection_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,11 +72,11 @@ def test_a_retired_connection_is_closed_in_the_end(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("fewports.pool.RETIREMENT", 0.2)
     http, events = watched(idle_limit=0.1)
     with fresh_server() as server, http:
-        assert http.request("GET", server.url + "/").json() == BODY
         began = time.monotonic()
+        assert http.request("GET", server.url + "/").json() == BODY
         assert until(lambda: events.of(ConnectionClosed))
 
-        assert 0.25 < time.monotonic() - began < 0.6
+        assert 0.25 < time.monotonic() - began < 3
         assert [event.reason for event in events.of(ConnectionClosed)] == [CloseReason.IDLE]
         assert until(lambda: states(server.port) == {"TIME_WAIT": 1})
 
@@ -100,9 +100,10 @@ def test_a_connection_has_a_maximum_age() -> None:
     http, events = watched(max_age=0.3)
     with fresh_server() as server, http:
         began = time.monotonic()
-        while time.monotonic() - began < 0.75:
+        while len(events.of(ConnectionOpened)) < 3 and time.monotonic() - began < 5:
             assert http.request("GET", server.url + "/slow?s=0.01", retries=False).json() == BODY
 
+        assert time.monotonic() - began > 2 * 0.27  # a tenth of it is chance
         assert server.stats()["accepted"] == 3
         assert not events.of(ConnectionRetired)
         assert [event.reason for event in events.of(ConnectionClosed)] == [CloseReason.AGE] * 2
@@ -127,7 +128,7 @@ def test_an_old_idle_connection_is_retired(monkeypatch: pytest.MonkeyPatch) -> N
     """A connection that reaches its maximum age while it is idle is retired by the timer."""
     monkeypatch.setattr("fewports.sync.timer.CHECK", 0.2)
     http, events = watched(max_age=0.2)
-    with fresh_server(keepalive_timeout=0.4) as server, http:
+    with fresh_server(keepalive_timeout=2.0) as server, http:
         assert http.request("GET", server.url + "/").json() == BODY
 
         assert until(lambda: events.of(ConnectionRetired))
@@ -156,17 +157,38 @@ def test_the_thread_ends_by_itself() -> None:
             assert until(lambda: timers() == [], seconds=2)
 
 
+def test_an_interrupt_as_the_thread_is_started_leaves_one_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread whose start() was broken off runs all the same: it does the work, or ends if another does."""
+    gc.collect()
+    assert until(lambda: timers() == [])
+    start = threading.Thread.start
+
+    def broken_off(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "fewports-timer":
+            raise KeyboardInterrupt
+
+    with fresh_server() as server, PoolManager(ledger=fewports.Ledger()) as http:
+        with monkeypatch.context() as patches:
+            patches.setattr(threading.Thread, "start", broken_off)
+            with pytest.raises(KeyboardInterrupt):
+                http.request("GET", server.url + "/")
+        assert http.request("GET", server.url + "/").json() == BODY
+        assert until(lambda: timers() == ["fewports-timer"]), timers()
+    assert until(lambda: timers() == [])
+
+
 def test_a_budget_is_served_by_the_timer() -> None:
     """Who waits for a port in TIME_WAIT gets it when the kernel lets go of it, without anybody closing anything."""
     book = fewports.Ledger(fewports.Budget(1, wait=5))
     with fresh_server() as server:
+        began = time.monotonic()
         with fewports.create_connection((server.host, server.port), ledger=book) as first:
             first.shutdown(1)  # SHUT_WR: our FIN is first, whatever close() would choose under pressure
         assert counts(book) == (0, 0, 1)
-        began = time.monotonic()
         fewports.create_connection((server.host, server.port), ledger=book).close()
 
-        assert 0.5 < time.monotonic() - began < 2  # TIME_WAIT on loopback is reused after 1 s
+        assert 0.5 < time.monotonic() - began < 4  # TIME_WAIT on loopback is reused after 1 s
 
 
 def test_who_waits_for_a_port_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

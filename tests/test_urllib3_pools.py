@@ -102,7 +102,7 @@ def test_a_bounded_pool_is_waited_for(server: Door) -> None:
         with pytest.raises(EmptyPoolError, match="can't be opened due to blocking mode"):
             pool.request("GET", "/", pool_timeout=0.1)
 
-        assert 0.1 <= time.monotonic() - began < 0.3
+        assert 0.1 <= time.monotonic() - began < 3
         other = Aside(lambda: pool.request("GET", "/", pool_timeout=5).json())
         time.sleep(0.05)
         assert other.is_alive()
@@ -173,7 +173,7 @@ def test_who_waits_gets_the_place_of_a_response_that_is_dropped(server: Door) ->
             del response
 
             assert [aside.result() for aside in asides] == [BODY] * 3
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 3
         assert pool.home.used == 0
 
 
@@ -359,7 +359,7 @@ def test_a_full_budget_is_an_error_of_both(server: Door) -> None:
         error = raised.value
         copy = pickle.loads(pickle.dumps(error))
 
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 1  # to try again would take 2 s at least
         assert isinstance(error, fewports.BudgetExhausted)
         assert (error.usage.budget, error.usage.active, error.usage.scope) == (1, 1, "ledger")
         assert (type(copy), copy.usage, str(copy)) == (ours.BudgetExhausted, error.usage, str(error))
@@ -371,18 +371,18 @@ def test_a_full_budget_is_an_error_of_both(server: Door) -> None:
 
 def test_pool_timeout_bounds_the_line_for_a_port(server: Door) -> None:
     """pool_timeout= is how long a request stands in line for a port; without it the budget's own limit counts."""
-    for options, expected in (
-        ({"pool_timeout": 0.1}, 0.1),
-        ({"timeout": urllib3.Timeout(total=0.15)}, 0.15),
-        ({}, 0.3),
+    for options, wait, expected in (
+        ({"pool_timeout": 0.1}, 9.0, 0.1),
+        ({"timeout": urllib3.Timeout(total=0.15)}, 9.0, 0.15),
+        ({}, 0.3, 0.3),
     ):
-        with PoolManager(ledger=fewports.Ledger(fewports.Budget(1, wait=0.3))) as http:
+        with PoolManager(ledger=fewports.Ledger(fewports.Budget(1, wait=wait))) as http:
             response = http.request("GET", server.url + "/", preload_content=False)
             began = time.monotonic()
             with pytest.raises(fewports.BudgetExhausted):
                 http.request("GET", server.url + "/", **options)
 
-            assert expected <= time.monotonic() - began < expected + 0.14
+            assert expected <= time.monotonic() - began < 3
             assert waiting(http.gate.ledger) == 0
             response.drain_conn()
 

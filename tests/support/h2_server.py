@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -68,6 +68,7 @@ class Server:
         self.meeting = http_server.Meeting()
         self.accepted = self.open = self.requests = self.running = self.most_running = self.most_streams = 0
         self.processed: Counter[str] = Counter()
+        self.doors: defaultdict[int, Counter[str]] = defaultdict(Counter)  # what each port had
         self.received: dict[str, list[int]] = {}  # by x-id, the length of each body
         self.at_once: Counter[int] = Counter()  # requests without the end of a response, by the port that they came to
         self.most_at_once: dict[int, int] = {}
@@ -92,8 +93,8 @@ class Server:
 
     def stats(self) -> dict[str, Any]:
         names = ("accepted", "open", "requests", "running", "most_running", "most_streams", "resets", "goodbyes")
-        told = {name: getattr(self, name) for name in (*names, "clients", "flaws")}
-        return {**told, "processed": dict(self.processed), "received": self.received, "most_at_once": self.most_at_once}
+        told = {name: getattr(self, name) for name in (*names, "clients", "flaws", "doors", "most_at_once")}
+        return {**told, "processed": dict(self.processed), "received": self.received}
 
 
 class Connection(asyncio.Protocol):
@@ -118,9 +119,11 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=AHEAD)
         # asyncio does so by itself where the listener was made with IPPROTO_TCP. A head and its body are two writes.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.client = transport.get_extra_info("peername")[:2]
+        self.client = (transport.get_extra_info("peername") or ("gone", 0))[:2]  # a reset takes the name away
         self.port = transport.get_extra_info("sockname")[1]
         self.server.accepted += 1
+        self._door = self.server.doors[self.port]
+        self._door["accepted"] += 1
         self.server.open += 1
         self.server.clients.append(self.client[1])
         # The first SETTINGS: update_settings() would wait for an answer before it believes its own values.
@@ -225,6 +228,7 @@ class Connection(asyncio.Protocol):
         server = self.server
         request, body = self._bodies.pop(stream)
         server.requests += 1
+        self._door["requests"] += 1
         server.running += 1
         server.most_running = max(server.running, server.most_running)
         self._unanswered.add(stream)
@@ -236,7 +240,7 @@ class Connection(asyncio.Protocol):
         task = asyncio.get_running_loop().create_task(self._serve(stream, request._replace(body=bytes(body))))
         self._tasks[stream] = task
         server.most_streams = max(len(self._tasks), server.most_streams)
-        task.add_done_callback(lambda _: self._done(stream))
+        task.add_done_callback(lambda _: self._done(stream))  # of one cancelled before it began, too
 
     def answered(self, stream: int) -> None:
         """Count a request no more: what goes out now is the end of its response, and the client may send another."""
@@ -245,9 +249,10 @@ class Connection(asyncio.Protocol):
             self.server.at_once[self.port] -= 1
 
     def _done(self, stream: int) -> None:
+        if self._tasks.pop(stream, None) is None:
+            return
         self.server.running -= 1
         self.answered(stream)
-        del self._tasks[stream]
         if self._leaving and not self._tasks and not self._bodies:
             # Not at once: what the client has sent meanwhile would turn the close into a RST, which destroys answers.
             asyncio.get_running_loop().call_later(LINGER, self.transport.close)
@@ -261,6 +266,13 @@ class Connection(asyncio.Protocol):
             self._end()
 
     async def _serve(self, stream: int, request: Request) -> None:
+        try:
+            await self._respond(stream, request)
+        finally:
+            # In the turn in which the answer went out: what the client asks next may come before a callback.
+            self._done(stream)
+
+    async def _respond(self, stream: int, request: Request) -> None:
         exchange = Exchange(self, stream, request)
         # The client may have reset the stream, or gone.
         with contextlib.suppress(H2Error):

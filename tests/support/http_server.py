@@ -14,7 +14,7 @@ import socket
 import ssl
 import struct
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -102,6 +102,7 @@ class Server:
         self.meeting = Meeting()
         self.accepted = self.open = self.most_open = self.requests = self.killed = 0
         self.sources: Counter[str] = Counter()
+        self.doors: defaultdict[int, Counter[str]] = defaultdict(Counter)  # what each port had
 
     async def start(self) -> dict[str, Any]:
         """Open the listeners; return where they are."""
@@ -125,6 +126,7 @@ class Server:
             "requests": self.requests,
             "killed": self.killed,
             "sources": dict(self.sources),
+            "doors": self.doors,
         }
 
     def fate(self) -> str:
@@ -147,12 +149,14 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self.client = transport.get_extra_info("peername")[:2]
+        self.client = (transport.get_extra_info("peername") or ("gone", 0))[:2]  # a reset takes the name away
         server = self._server
         server.accepted += 1
         server.open += 1
         server.most_open = max(server.open, server.most_open)
         server.sources[self.client[0]] += 1
+        self._door = server.doors[transport.get_extra_info("sockname")[1]]
+        self._door.update(["accepted", self.client[0]])
         self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -174,6 +178,7 @@ class Connection(asyncio.Protocol):
             if self._idle:
                 self._idle.cancel()
             self._server.requests += 1
+            self._door["requests"] += 1
             self._busy = True
             self._answer(request)
 
@@ -234,6 +239,7 @@ class Connection(asyncio.Protocol):
     def _kill(self) -> None:
         """Reset the connection; what was written before has most likely left already."""
         self._server.killed += 1
+        self._door["killed"] += 1
         # SO_LINGER with no time: close() sends RST instead of FIN, and leaves no TIME_WAIT here.
         linger = struct.pack("ii", 1, 0)
         self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -248,7 +248,7 @@ class ScriptedH2(Scripted):
                 context.load_cert_chain(self._keys.chain, self._keys.key)
                 if self._alpn:
                     context.set_alpn_protocols([self._alpn])
-                peer.sock = context.wrap_socket(peer.sock, server_side=True)
+                peer.secure(context)
             self.peers.append(H2Peer(peer))
             script(self.peers[-1])
 

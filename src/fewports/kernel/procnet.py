@@ -33,12 +33,20 @@ class Line(NamedTuple):
 
 
 def lines() -> Iterator[Line]:
-    """Yield the TCP sockets of this network namespace; raise OSError if the IPv4 table cannot be read."""
+    """Yield the TCP sockets of this network namespace; raise OSError if the IPv4 table cannot be read.
+
+    Each connection once: the kernel hands a table out in pages, and where others come and go meanwhile a line of the
+    page before comes again (tcp_seek_last_pos() in net/ipv4/tcp_ipv4.c).
+    """
+    seen: set[Flow] = set()
     for table in TABLES:
         try:
             with open(table, encoding="ascii") as rows:
                 next(rows, None)  # the headings
-                yield from map(parse, rows)
+                for line in map(parse, rows):
+                    if line.flow not in seen or not line.flow.destination.port:  # several may listen
+                        seen.add(line.flow)
+                        yield line
         except FileNotFoundError:
             if table == TABLES[0]:
                 raise  # only tcp6 may be missing, where there is no IPv6

@@ -78,15 +78,18 @@ class Timer:
         self.kick()  # one may have been lost since the pool was asked
 
     def watch_ledger(self, ledger: Ledger) -> bool:
-        """Serve the line of *ledger* until nobody waits; False if there is no thread that could: see to it yourself."""
-        if ledger in self._ledgers and self._thread is not None:
+        """Serve the line of *ledger* until nobody waits; False if there is no thread that could: see to it yourself.
+
+        The thread itself could not, while a subscriber that it has told something waits.
+        """
+        if ledger in self._ledgers and self._thread not in (None, threading.current_thread()):
             return True  # as in watch_pool(); and whoever joined has nudged, if something is due earlier by that
         ledger.nudge = self.kick
         with self._lock:
             self._ledgers.add(ledger)
             self._run()
         self.kick()
-        return self._thread is not None
+        return self._thread not in (None, threading.current_thread())
 
     def watch_parting(self, connection: Parting) -> bool:
         """Close *connection* when it is time; False if there is no thread that could."""
@@ -112,6 +115,11 @@ class Timer:
                 self._thread = thread
 
     def _loop(self) -> None:
+        with self._lock:
+            # A KeyboardInterrupt may have broken off start(), and another thread may have been started since.
+            if self._thread not in (None, threading.current_thread()):
+                return
+            self._thread = threading.current_thread()
         while True:
             pause: float | None = CHECK
             with _logged():
