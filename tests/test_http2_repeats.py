@@ -224,6 +224,30 @@ def test_what_may_have_had_an_effect_is_not_repeated(method: str, code: int) -> 
         assert seen == ["/once"]
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("status", ["103", "200"])
+@pytest.mark.parametrize("leaves", [False, True], ids=["RST_STREAM", "GOAWAY"])
+def test_what_was_answered_is_not_repeated(leaves: bool, status: str, method: str) -> None:
+    """A server that begins to answer, and then says that it has not looked at the request, contradicts itself: the
+    request may have had its effect."""
+    seen: list[str] = []
+
+    def contradicting(peer: H2Peer) -> None:
+        peer.greet()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                asked = peer.request()
+                seen.append(asked.path)
+                end = goaway(0) if leaves else rst(asked.stream, REFUSED)
+                peer.send(head(asked.stream, (":status", status)) + end)
+
+    with talking(contradicting, contradicting) as made:
+        with pytest.raises(HTTPError):
+            made.request(method, "/once", **({"body": b"x"} if method == "POST" else {}))
+
+        assert seen == ["/once"]
+
+
 def test_a_kept_connection_that_has_ended_unseen() -> None:
     """The server closes a connection while it is idle: the next request, a POST too, goes out on a new one."""
     gone = threading.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -288,8 +288,15 @@ def test_a_lease_for_what_the_name_no_longer_means() -> None:
     assert dialled_with(B) == ([B], 1)
 
 
-def dialled_with(destination: Any) -> tuple[list[Any], int]:
-    """Dial *destination* with a lease for A; return where it connects to, and how many ports went back before that."""
+def test_a_lease_that_the_ledger_has_taken_back() -> None:
+    """Where it took more than a minute to look up the name, the ledger has given the port to others: another is taken,
+    and counted."""
+    assert dialled_with(A, after=(61.0, 63.0)) == ([A], 1)
+
+
+def dialled_with(destination: Any, *, after: Sequence[float] = ()) -> tuple[list[Any], int]:
+    """Dial *destination* with a lease for A, after the ledger has looked round at those times; return where it connects
+    to, and how many ports went back before that."""
     line = Line(1)
     books, pool = line.books, Kept(Limits())
     connection = dial(books, pool)
@@ -300,12 +307,14 @@ def dialled_with(destination: Any) -> tuple[list[Any], int]:
     turn = standing.turn(lease)
     released = sum(1 for account in lease.accounts if lease not in account.leases)
     assert released == 0
+    for seconds in after:
+        books.ledger.advance(books.clock.now + seconds)
     to = To(Origin("http", "name", 80), books.ledger, Sources([S]))
     limits = DialLimits(turn=turn)
     dialing: Dialing[Connection] = Dialing(to, [destination], limits, lambda: None, line.floor, pool=pool)
     assert dialing.plan.goes(destination)
     brought = dialing._brought()
-    went_back = int(lease.state == Lease.RELEASED)
+    went_back = int(lease.state != Lease.DIALING)
     assert (brought is lease) == (went_back == 0)
     found = brought or dialing._best(0.0)
     assert isinstance(found, Lease)

@@ -226,15 +226,16 @@ class Dialing(Generic[C]):
         return None
 
     def _brought(self) -> Lease | None:
-        """Return the lease that came of an earlier stand in line, if it is still for one of our destinations."""
+        """Return the lease that came of an earlier stand in line, if it is still ours, for one of our destinations."""
         turn, lease = self._limits.turn, self._waiter.outcome
         if turn is None or lease is not turn.lease:
             return None
         lease = turn.lease
-        if self.plan.goes(lease.space.destination):
+        if lease.state == Lease.DIALING and self.plan.goes(lease.space.destination):
             return lease
-        self._waiter = self._waiter.again()  # the name means something else by now
-        self.ledger.release(lease, self._floor.clock())
+        # The name means something else by now; or it took so long to look it up that the ledger gave up on us.
+        self._waiter = self._waiter.again()
+        self.ledger.give_up(lease, self._floor.clock())
         return None
 
     def _best(self, now: float, flying: Sequence[Destination] = ()) -> Lease | None:

@@ -47,6 +47,8 @@ def may_repeat(stream: Stream | None, error: BaseException, *, idempotent: bool)
     and met the end of a connection that was kept before anything of its response came. Whatever else came there, for
     other requests or of a window, says nothing of this one.
     """
-    if stream is None or isinstance(error, Unprocessed):
+    if stream is None:
         return True
-    return stream.repeatable or (idempotent and stream.unheard)
+    if stream.head is not None or stream.interim:
+        return False  # it did look at it, whatever it says after that
+    return isinstance(error, Unprocessed) or stream.repeatable or (idempotent and stream.unheard)
