@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import pytest
 from bookkeeping import A, B, Books, Caller, S
+from faces import until
 from support.servers import HttpServer
 from test_crowd import at_once
 from test_pool import Connection, Kept, dial
@@ -467,6 +471,47 @@ def test_a_turn_that_came_of_the_line_is_used_or_given_back(url: str) -> None:
         assert at_once(24, work) == []
         assert http.connection_from_url(server.url).home.used == 0  # type: ignore[attr-defined]
         assert sum(usage.waiting + usage.dialing + usage.active for usage in book.usage()) == 0
+
+
+class Interrupted(BaseException):
+    """What a signal handler may raise anywhere."""
+
+
+@pytest.mark.parametrize("step", ["turn", "leave"])
+def test_a_lease_is_not_lost_with_who_is_interrupted_behind_the_line(step: str) -> None:
+    """An exception that comes between the end of the wait and the dial gives back the port that it waited for."""
+    book = fewports.Ledger()
+    interrupted: list[BaseException] = []
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is getattr(Standing, step).__code__:
+            raise Interrupted
+
+    with HttpServer() as server, fewports.PoolManager(budget=1, ledger=book, retries=False) as http:
+
+        def follow() -> None:
+            sys.setprofile(interrupt)
+            try:
+                http.request("GET", server.url)
+            except Interrupted as error:
+                interrupted.append(error)
+
+        def waiting() -> int:
+            return max(usage.waiting for usage in book.usage())
+
+        held = http.request("GET", server.url + "/bytes?n=3000000", preload_content=False)
+        leads = threading.Thread(target=http.request, args=("GET", server.url + "/close"))
+        follows = threading.Thread(target=follow)
+        for number, thread in enumerate((leads, follows), 1):
+            thread.start()
+            assert until(lambda number=number: waiting() == number)  # type: ignore[misc]
+        held.close()
+        leads.join()
+        follows.join()
+
+        assert len(interrupted) == 1
+        assert http.request("GET", server.url, pool_timeout=2.0).status == 200
+        assert http.connection_from_url(server.url).home.used == 0  # type: ignore[attr-defined]
 
 
 def test_a_full_budget_is_told_to_who_follows() -> None:

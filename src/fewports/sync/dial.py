@@ -109,15 +109,17 @@ def follow(
     standing = Standing(Waiter(alarm.wake, pool), ledger, pool, FLOOR)
     if ticket is not None:
         standing.waiter.ticket = ticket
-    outcome: Lease | C | None = None
     try:
         standing.begin(wants, wait, 0.0)
         while (pause := standing.pause()) > 0:
             alarm.wait(pause)
-        outcome = standing.end(0.0)
-        return standing.turn(outcome) if isinstance(outcome, Lease) else outcome
-    finally:
+        outcome: Lease | C = standing.end(0.0)
+        found = standing.turn(outcome) if isinstance(outcome, Lease) else outcome
         standing.leave(outcome)
+        return found
+    except BaseException:  # a KeyboardInterrupt may come behind the end, too
+        standing.leave(None)
+        raise
 
 
 def _dial(
