@@ -27,8 +27,11 @@ def untouched() -> bool:
 def recorder(pool: urllib3.HTTPConnectionPool) -> BaseHTTPConnection | None:
     """Return a connection of whoever put his own in the place of urllib3's, to answer for them, as vcrpy does."""
     stock = urllib3.HTTPSConnectionPool if pool.scheme == "https" else urllib3.HTTPConnectionPool
-    if stock.ConnectionCls.__module__.partition(".")[0] == "urllib3":
+    found = stock.ConnectionCls
+    if found.__module__.partition(".")[0] == "urllib3" or issubclass(found, pool.ConnectionCls):
         return None
     made = stock.__new__(stock)
-    made.__dict__ = {**pool.__dict__, "ConnectionCls": stock.ConnectionCls}
-    return made._new_conn()
+    made.__dict__ = {**pool.__dict__, "ConnectionCls": found}
+    connection = made._new_conn()
+    pool.num_connections = made.num_connections
+    return connection
