@@ -12,7 +12,7 @@ import contextlib
 import io
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -695,7 +695,7 @@ def test_three_hundred_on_a_budget_of_twenty(name: str) -> None:
 
     async def case(headers: dict[str, str]) -> None:
         with HttpServer() as server:
-            await three_hundred(way, server, "/slow?s=0.01", range(1, 21), headers=headers)
+            assert 1 <= await three_hundred(way, server, "/slow?s=0.01", headers=headers) <= 20
 
     way.run(case, {})
     way.run(case, {"Connection": "close"})
@@ -709,22 +709,22 @@ def test_three_hundred_streams_on_a_budget_of_twenty(name: str) -> None:
 
     async def case() -> None:
         with H2Server(tls=True, streams=10, requests=10) as server:
-            await three_hundred(way, server, "/meet?n=150", range(15, 21))  # none is answered before so many are there
+            peak = await three_hundred(way, server, "/meet?n=150")  # none is answered before so many are there
 
+            assert 15 <= peak <= 20
             assert server.stats()["accepted"] >= 30
 
     way.run(case)
 
 
-async def three_hundred(
-    way: Way, server: HttpServer | H2Server, path: str, ports: Collection[int], **options: Any
-) -> None:
+async def three_hundred(way: Way, server: HttpServer | H2Server, path: str, **options: Any) -> int:
+    """Make so many requests at once, which are all answered; return how many ports the kernel counted at the most."""
     async with way.manager(budget=20, retries=False, ca_certs=server.ca_path, timeout=40) as http:
         with KernelSampler(server.port) as kernel:
             results = await way.all([lambda: http.get(server.url + path, **options)] * 300)
 
     assert {getattr(result, "status", result) for result in results} == {200}
-    assert kernel.peak in ports
+    return kernel.peak
 
 
 def test_a_full_budget_is_told(way: Way, kind: Kind) -> None:
