@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import zlib
 from collections.abc import Iterator
 
@@ -13,6 +14,9 @@ from support.ledgers import disagreements
 
 for _name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # with requests they would go before a test's own certificates
     os.environ.pop(_name, None)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 FULL = os.environ.get("FEWPORTS_FULL") == "1"
