@@ -157,6 +157,23 @@ def test_the_thread_ends_by_itself() -> None:
             assert until(lambda: timers() == [], seconds=2)
 
 
+def test_requests_in_a_row_start_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who makes one request after the other, and so has no idle connection when the thread looks, has one thread."""
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def counted(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", counted)
+    with fresh_server() as server, PoolManager(ledger=fewports.Ledger()) as http:
+        for _ in range(200):
+            assert http.request("GET", server.url + "/").status == 200
+
+    assert started.count("fewports-timer") <= 1
+
+
 def test_an_interrupt_as_the_thread_is_started_leaves_one_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread whose start() was broken off runs all the same: it does the work, or ends if another does."""
     gc.collect()

@@ -120,16 +120,20 @@ class Timer:
             if self._thread not in (None, threading.current_thread()):
                 return
             self._thread = threading.current_thread()
+        lingers = False
         while True:
             pause: float | None = CHECK
             with _logged():
                 pause = self._round(monotonic())
             if pause is None:
                 with self._lock:
-                    if not self._pools and not self._ledgers and not self._parting:
+                    if lingers and not self._pools and not self._ledgers and not self._parting:
                         self._thread = None
                         return
-                continue
+                pause = CHECK
+                lingers = True  # one request after the other: the connection is in use at most looks, and soon idle
+            else:
+                lingers = False
             try:
                 self._kicks.get(timeout=min(AT_MOST, max(AT_LEAST, pause)))
                 while True:
